@@ -1,0 +1,136 @@
+"""One node's deliberation: rounds of samples, and votes that choose among them.
+
+Without voters the answer that most samples agree on wins (self-consistency: Wang et al., 2022);
+with voters, the sample that most of them choose (a jury of models: Verga et al., "Replacing
+judges with juries", 2024). Ties go to the earlier sample. Each further round is shown the winner
+of the last (self-refinement: Madaan et al., 2023).
+
+A deliberation is a function of the answers that are known: give it those that were saved, and
+it asks only for the ones that are missing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import msgspec
+
+from agentos.core.graph import Node
+from agentos.core.jsontext import dump
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """One question: where its answer belongs, and what to ask whom."""
+
+    round: int
+    slot: str
+    agent: str
+    prompt: str
+    schema: dict[str, Any] | None
+
+
+class Deliberation:
+    """The state of one node.
+
+    Args:
+        node: what was asked for.
+        prompt: the node's prompt with its references filled in.
+    """
+
+    def __init__(self, node: Node, prompt: str) -> None:
+        self.node = node
+        self.value: Any = None
+        self.done = False
+        self.votes: list[list[int]] = []
+        self._prompt = prompt
+        self._round = 1
+        self._answers: dict[tuple[int, str], Any] = {}
+        self._void: set[tuple[int, str]] = set()
+        self._asked: set[tuple[int, str]] = set()
+
+    def answer(self, round_: int, slot: str, value: Any) -> None:
+        """Note an answer; a second one for the same place changes nothing."""
+        self._answers.setdefault((round_, slot), value)
+
+    def void(self, round_: int, slot: str) -> None:
+        """This vote could not be had; it does not count."""
+        self._void.add((round_, slot))
+
+    def advance(self) -> list[Ask]:
+        """What must be asked now and has not been; sets `done` and `value` at the end."""
+        while not self.done:
+            samples = [f"s{i}" for i in range(self.node.samples)]
+            values = [self._answers.get((self._round, slot)) for slot in samples]
+            if not all((self._round, slot) in self._answers for slot in samples):
+                return self._ask(samples, self.node.agent, self._question(), self.node.schema)
+            if self.node.voters and self.node.samples > 1:
+                voters = [f"v{i}" for i in range(self.node.voters)]
+                if not all(self._settled(slot) for slot in voters):
+                    prompt, schema = self._ballot(values)
+                    return self._ask(voters, self.node.voter, prompt, schema)
+                tally = self._count([self._answers.get((self._round, s)) for s in voters])
+            else:
+                tally = self._agreement(values)
+            # max() keeps the first of equals: ties go to the earlier sample.
+            self.value = values[max(range(len(values)), key=tally.__getitem__)]
+            self.votes.append(tally)
+            if self._round == self.node.rounds:
+                self.done = True
+            else:
+                self._round += 1
+        return []
+
+    def _settled(self, slot: str) -> bool:
+        return (self._round, slot) in self._answers or (self._round, slot) in self._void
+
+    def _ask(
+        self, slots: list[str], agent: str, prompt: str, schema: dict[str, Any] | None
+    ) -> list[Ask]:
+        asks = []
+        for slot in slots:
+            place = (self._round, slot)
+            if place not in self._asked and not self._settled(slot):
+                self._asked.add(place)
+                asks.append(Ask(self._round, slot, agent, prompt, schema))
+        return asks
+
+    def _question(self) -> str:
+        if self._round == 1:
+            return self._prompt
+        return (
+            f"{self._prompt}\n\nThe best answer so far:\n{_text(self.value)}\n\n"
+            "Give a better answer to the same request."
+        )
+
+    def _ballot(self, values: list[Any]) -> tuple[str, dict[str, Any]]:
+        answers = "\n\n".join(f"Answer {i}:\n{_text(value)}" for i, value in enumerate(values))
+        prompt = (
+            f"Request:\n{self._prompt}\n\n{answers}\n\n"
+            'Which answer is the best one? Reply with JSON, like {"choice": 0}.'
+        )
+        choice = {"type": "integer", "enum": list(range(len(values)))}
+        return prompt, {
+            "type": "object",
+            "properties": {"choice": choice},
+            "required": ["choice"],
+            "additionalProperties": False,
+        }
+
+    def _count(self, ballots: list[Any]) -> list[int]:
+        tally = [0] * self.node.samples
+        for ballot in ballots:
+            choice = ballot.get("choice") if isinstance(ballot, dict) else None
+            if type(choice) is int and 0 <= choice < len(tally):
+                tally[choice] += 1
+        return tally
+
+    @staticmethod
+    def _agreement(values: list[Any]) -> list[int]:
+        keys = [dump(value) for value in values]
+        counts = Counter(keys)
+        return [counts[key] for key in keys]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else dump(value)

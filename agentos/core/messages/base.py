@@ -1,0 +1,179 @@
+"""The parts that messages are made of: addresses, states, small records, envelopes."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from agentos.core.epoch import Epoch
+from agentos.core.limits import MAX_INT
+
+Address = Annotated[str, Meta(max_length=200, pattern=r"^([a-z]+(/[A-Za-z0-9._-]+)*)?$")]
+TaskId = Annotated[int, Meta(ge=1, le=MAX_INT)]
+UserId = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Label = Annotated[str, Meta(max_length=200)]
+RowId = Annotated[str, Meta(min_length=1, max_length=200)]
+"""A node's name, or `node/round/slot` for one saved answer of it; see `call_row`."""
+Json = str
+"""The text of one JSON value."""
+
+State = Literal["accepted", "running", "succeeded", "failed", "cancelled"]
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+
+GATEWAY, STORE, AGENTS = "gateway", "store", "agents"
+NEIGHBOUR = ""
+"""The address of the switch at the other end of a link."""
+
+_RESERVED = frozenset({"gateway", "store", "region", "proxy", "client", "agents"})
+_ADDRESS = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)*")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` may name an actor."""
+    return len(text) <= 200 and _ADDRESS.fullmatch(text) is not None
+
+
+def role_of(address: str) -> str:
+    """The role that an address plays: its first part, or `actor` for a name of the user's own."""
+    if not address:
+        return "link"
+    head = address.partition("/")[0]
+    return head if head in _RESERVED else "actor"
+
+
+def region_of(proxy: str) -> str:
+    """The region that a proxy belongs to: `proxy/eu/3` is of `region/eu`."""
+    return "region/" + proxy.split("/")[1]
+
+
+def call_row(node: str, round_: int, slot: str) -> str:
+    """The progress row of one saved answer, and with the task's id its idempotency key."""
+    return f"{node}/{round_}/{slot}"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base of everything that travels in an envelope."""
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What agent calls cost: calls made, attempts repeated, tokens as the endpoint counted them."""
+
+    calls: Count = 0
+    retries: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.retries + other.retries,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One progress row as its owner writes it. `result` is the text of a JSON object."""
+
+    node_id: RowId
+    result: Json
+
+
+class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a task ends: its terminal state and the response document (JSON text)."""
+
+    state: Literal["succeeded", "failed"]
+    response: Json
+    error: str = ""
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A claim that somebody says it holds."""
+
+    task_id: TaskId
+    epoch: Epoch
+
+
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An agent that a proxy runs, with the calls that it runs at once."""
+
+    agent: Label
+    slots: Annotated[int, Meta(ge=1)] = 1
+
+
+class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What placing a task needs of its row."""
+
+    task_id: TaskId
+    epoch: Epoch
+    region: Address
+    owner: Address
+    agents: tuple[Label, ...]
+    priority: int
+    attempts: Count
+
+
+class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One proxy as its region sees it."""
+
+    address: Address
+    alive: bool
+    tasks: Count
+    calls: Count
+    agents: tuple[Label, ...]
+
+
+class RegionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One region as the gateway sees it. `silent_s`: seconds since its last heartbeat."""
+
+    address: Address
+    alive: bool
+    silent_s: Seconds
+    tasks: Count
+    capacity: Count
+    proxies: tuple[ProxyInfo, ...]
+
+
+# -- everybody ------------------------------------------------------------------------------------
+
+
+class Tick(Message, frozen=True, kw_only=True):
+    """Time has come to a machine's next deadline."""
+
+
+class Say(Message, frozen=True, kw_only=True):
+    """A message to an actor of the user's own, or its reply: any JSON value."""
+
+    value: Any = None
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """A message that was not decoded: what a forwarder carries."""
+
+    kind: str
+    body: bytes
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """What a switch delivers. `ref` pairs an answer with its question ("" expects none)."""
+
+    to: str
+    sender: str
+    message: Message | Sealed
+    ref: str = ""
+
+
+class Send(msgspec.Struct, frozen=True):
+    """The only effect that a machine has. Its shell adds the sender and hands it to the switch."""
+
+    to: str
+    message: Message
+    ref: str = ""

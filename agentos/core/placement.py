@@ -1,0 +1,210 @@
+"""The gateway's half that gives tasks to regions, and the sweeper that repairs.
+
+What waits, waits in the database: only counts of it are in memory, by the agents that it needs,
+so that a task that nobody can run holds up none that somebody can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import msgspec
+
+from agentos.core import messages as m
+from agentos.core.balancing import Balancer
+from agentos.core.epoch import Epoch
+from agentos.core.limits import Limits
+from agentos.core.liveness import Liveness
+
+PAGE = 256
+
+Agents = tuple[str, ...]
+
+
+class Placing(msgspec.Struct):
+    """A claim that is under way, and when it is to be repeated."""
+
+    claim: m.Claim
+    agents: Agents
+    due: float
+
+
+class Placement:
+    """Regions, their room, the backlog, and the claims that connect them.
+
+    Args:
+        claimant: the gateway's name in its claims.
+        limits: bounds and intervals.
+        balancer: chooses the region for a task.
+    """
+
+    def __init__(self, claimant: str, limits: Limits, balancer: Balancer) -> None:
+        self.regions: Liveness[m.RegionBeat] = Liveness(limits.suspicion_s)
+        self.placed = 0
+        self._claimant = claimant
+        self._limits = limits
+        self._balancer = balancer
+        self._placing: dict[int, Placing] = {}
+        self._by_region: dict[str, int] = {}
+        self._backlog: dict[Agents, int] = {}
+        self._finding: set[Agents] = set()
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks that are not finished, as of the last count."""
+        return sum(self._by_region.values()) + self.backlog
+
+    @property
+    def backlog(self) -> int:
+        """Those of them that no region has."""
+        return sum(self._backlog.values())
+
+    # -- regions -------------------------------------------------------------------------------
+
+    def capable(self, agents: Collection[str], *, full: bool = False) -> dict[str, float]:
+        """Living regions that offer these agents, with their loads; those with room, or all."""
+        loads = {}
+        for address, peer in self.regions.living():
+            tasks, capacity = peer.beat.tasks + peer.given, peer.beat.capacity
+            if (full or tasks < capacity) and set(agents) <= set(peer.beat.agents):
+                loads[address] = tasks / max(1, capacity)
+        return loads
+
+    def offered(self) -> list[str]:
+        """Every agent that some living region offers."""
+        return sorted({a for _, peer in self.regions.living() for a in peer.beat.agents})
+
+    def choose(self, agents: Agents, exclude: str = "") -> str:
+        """A region with room for a task that needs these agents, or "" for none."""
+        if self._backlog.get(agents):
+            return ""  # behind a backlog a new task waits like the others: the database has order
+        loads = self.capable(agents)
+        loads.pop(exclude, None)
+        return self._give(loads)
+
+    def _give(self, loads: dict[str, float]) -> str:
+        region = self._balancer.choose(loads)
+        if region is None:
+            return ""
+        peer = self.regions.get(region)
+        assert peer is not None, f"{region} was chosen, so it is known"
+        peer.given += 1
+        return region
+
+    def created(self, task: m.TaskCreated, agents: Agents) -> list[m.Send]:
+        """A task is committed, placed at a region or not."""
+        if task.region:
+            self._by_region[task.region] = self._by_region.get(task.region, 0) + 1
+            return [self._assign(task.task_id, task.epoch, agents, task.region)]
+        self._backlog[agents] = self._backlog.get(agents, 0) + 1
+        return []
+
+    def ended(self, region: str, now: float) -> list[m.Send]:
+        """A region has finished a task: there is room for another."""
+        peer = self.regions.get(region)
+        if peer is not None:
+            peer.given -= 1
+            self._by_region[region] = max(0, self._by_region.get(region, 0) - 1)
+        return self.pull(now)
+
+    # -- claims --------------------------------------------------------------------------------
+
+    def place(self, task: m.TaskBrief, now: float, exclude: str = "") -> list[m.Send]:
+        """Claim an unfinished task for a region that can run it; for nobody, if none can."""
+        if task.task_id in self._placing:
+            return []
+        loads = self.capable(task.agents)
+        loads.pop(exclude, None)
+        region = self._give(loads)
+        if not region and not task.region:
+            return []
+        claim = m.Claim(
+            task_id=task.task_id,
+            expected=task.epoch,
+            scope="global",
+            claimant=self._claimant,
+            region=region,
+        )
+        self._placing[task.task_id] = Placing(claim, task.agents, now + self._limits.resend_s)
+        return [m.Send(m.STORE, claim)]
+
+    def claimed(self, q: m.Claimed) -> list[m.Send]:
+        """The store's answer: granted, the task is the region's."""
+        placing = self._placing.get(q.task_id)
+        if placing is None or (q.granted and q.epoch != placing.claim.expected.next_global()):
+            return []  # the answer to an earlier claim
+        del self._placing[q.task_id]
+        if not q.granted:
+            return []
+        if not q.region:
+            self._backlog[placing.agents] = self._backlog.get(placing.agents, 0) + 1
+            return []
+        self.placed += 1
+        self._by_region[q.region] = self._by_region.get(q.region, 0) + 1
+        return [self._assign(q.task_id, q.epoch, placing.agents, q.region)]
+
+    def cancelled(self, task_id: int) -> None:
+        """It needs no place any more."""
+        self._placing.pop(task_id, None)
+
+    def declined(self, q: m.Declined, region: str, now: float) -> list[m.Send]:
+        """A region handed a task back: another one, or the backlog."""
+        brief = m.TaskBrief(q.task_id, q.epoch, region, "", q.agents, 0, 0)
+        return self.place(brief, now, exclude=region)
+
+    def repeat(self, now: float) -> list[m.Send]:
+        """Claims whose answers have been missing for too long, again."""
+        out = []
+        for placing in self._placing.values():
+            if placing.due <= now:
+                placing.due = now + self._limits.resend_s
+                out.append(m.Send(m.STORE, placing.claim))
+        return out
+
+    @staticmethod
+    def _assign(task_id: int, epoch: Epoch, agents: Agents, region: str) -> m.Send:
+        return m.Send(region, m.Assign(task_id=task_id, epoch=epoch, agents=agents))
+
+    # -- the sweeper ---------------------------------------------------------------------------
+
+    def pull(self, now: float) -> list[m.Send]:  # noqa: ARG002 - the shape of its neighbours
+        """Ask for as much of the backlog as there is room for, by the agents needed."""
+        out = []
+        for agents, count in self._backlog.items():
+            if not count or agents in self._finding:
+                continue
+            room = 0
+            for region in self.capable(agents):
+                peer = self.regions.get(region)
+                assert peer is not None, f"{region} is living, so it is known"
+                room += peer.beat.capacity - peer.beat.tasks - peer.given
+            if room > 0:
+                self._finding.add(agents)
+                find = m.FindTasks(region="", agents=agents, limit=min(PAGE, room))
+                out.append(m.Send(m.STORE, find))
+        return out
+
+    def found(self, q: m.TasksFound, now: float) -> list[m.Send]:
+        """Tasks that nobody has, or whose region is gone: each gets a place."""
+        out: list[m.Send] = []
+        if not q.region and q.agents is not None:
+            self._finding.discard(q.agents)
+            self._backlog[q.agents] = max(0, self._backlog.get(q.agents, 0) - len(q.tasks))
+        elif self.regions.alive(q.region):
+            return []  # it came back before we acted
+        for task in q.tasks:
+            out += self.place(task, now, exclude=q.region)
+        return out
+
+    def counted(self, q: m.TaskCounts, now: float) -> list[m.Send]:
+        """The truth about what is unfinished; the tasks of regions that are gone are taken back."""
+        self._backlog = {c.agents: c.count for c in q.counts if not c.region}
+        self._finding.clear()
+        self._by_region = {}
+        for count in q.counts:
+            if count.region:
+                known = self._by_region.get(count.region, 0)
+                self._by_region[count.region] = known + count.count
+        dead = [region for region in self._by_region if not self.regions.alive(region)]
+        find = [m.Send(m.STORE, m.FindTasks(region=region, limit=PAGE)) for region in dead]
+        return [*self.pull(now), *find]

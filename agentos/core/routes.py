@@ -1,0 +1,94 @@
+"""What a peer may send whom: the whole protocol as one table.
+
+A message that is not in the table for the roles of its two ends is refused where it enters a
+process, before anything decodes its body (`RemoteProtocolError`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from agentos.core import messages as m
+
+LINK, CLIENT, GATEWAY, STORE, REGION, PROXY, AGENTS, ACTOR = (
+    "link", "client", "gateway", "store", "region", "proxy", "agents", "actor",
+)  # fmt: skip
+
+_ANYBODY = (CLIENT, GATEWAY, STORE, REGION, PROXY, ACTOR)
+
+ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
+    kind: frozenset((sender, to) for sender in senders for to in targets)
+    for kind, senders, targets in (
+        # between the switches of one connection
+        (m.Hello, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
+        (m.Welcome, (LINK,), (LINK,)),
+        (m.Ping, (*_ANYBODY, LINK), (LINK,)),
+        (m.Pong, (LINK,), (LINK,)),
+        # a client and the gateway
+        (m.Submit, (CLIENT, ACTOR), (GATEWAY,)),
+        (m.Submitted, (GATEWAY,), (CLIENT, ACTOR)),
+        (m.Cancel, (CLIENT, ACTOR), (GATEWAY,)),
+        (m.Cancelled, (GATEWAY, STORE), (CLIENT, ACTOR, GATEWAY)),
+        (m.Watch, (CLIENT, GATEWAY), (GATEWAY, PROXY)),
+        (m.Unwatch, (CLIENT, GATEWAY), (GATEWAY, PROXY)),
+        (m.Event, (GATEWAY, REGION, PROXY), (CLIENT,)),
+        (m.GetCluster, (CLIENT, ACTOR), (GATEWAY,)),
+        (m.ClusterInfo, (GATEWAY,), (CLIENT, ACTOR)),
+        (m.Refused, (*_ANYBODY, LINK), (*_ANYBODY, LINK)),
+        # reads
+        (m.GetTask, (CLIENT, ACTOR, GATEWAY), (STORE,)),
+        (m.TaskInfo, (STORE,), (CLIENT, ACTOR, GATEWAY)),
+        (m.GetProgress, (CLIENT, ACTOR, PROXY), (STORE,)),
+        (m.Progress, (STORE,), (CLIENT, ACTOR, PROXY)),
+        (m.ListTasks, (CLIENT, ACTOR), (STORE,)),
+        (m.TaskList, (STORE,), (CLIENT, ACTOR)),
+        # writes
+        (m.CreateTask, (GATEWAY,), (STORE,)),
+        (m.TaskCreated, (STORE,), (GATEWAY,)),
+        (m.Claim, (GATEWAY, REGION), (STORE,)),
+        (m.Claimed, (STORE,), (GATEWAY, REGION)),
+        (m.Record, (PROXY,), (STORE,)),
+        (m.Recorded, (STORE,), (PROXY,)),
+        (m.CancelTask, (GATEWAY,), (STORE,)),
+        (m.FindTasks, (GATEWAY, REGION), (STORE,)),
+        (m.TasksFound, (STORE,), (GATEWAY, REGION)),
+        (m.CountTasks, (GATEWAY,), (STORE,)),
+        (m.TaskCounts, (STORE,), (GATEWAY,)),
+        # gateway and region
+        (m.Assign, (GATEWAY,), (REGION,)),
+        (m.Declined, (REGION,), (GATEWAY,)),
+        (m.RegionBeat, (REGION,), (GATEWAY,)),
+        # region and proxy
+        (m.Run, (REGION,), (PROXY,)),
+        (m.Started, (PROXY, REGION), (REGION, GATEWAY)),
+        (m.Ended, (PROXY, REGION, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
+        (m.Dropped, (PROXY,), (REGION,)),
+        (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),
+        (m.ProxyBeat, (PROXY,), (REGION,)),
+        (m.PeerDown, (REGION,), (PROXY,)),
+        # calls
+        (m.Place, (PROXY,), (REGION,)),
+        (m.Call, (PROXY, REGION), (PROXY,)),
+        (m.Placed, (REGION,), (PROXY,)),
+        (m.CallRefused, (REGION, PROXY), (PROXY,)),
+        (m.CallResult, (PROXY, AGENTS), (PROXY,)),
+        (m.AbortCalls, (PROXY,), (PROXY,)),
+        # actors of the user's own
+        (m.Say, _ANYBODY, (CLIENT, ACTOR)),
+    )
+}
+
+
+def kind_of(message: type[m.Message]) -> str:
+    """The name of a message on the wire: `GetTask` travels as `get_task`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", message.__name__).lower()
+
+
+KINDS: Mapping[str, type[m.Message]] = {kind_of(message): message for message in ROUTES}
+"""What may be on a wire. `Tick`, `Invoke` and `Revoke` never leave their process."""
+
+
+def allowed(kind: type[m.Message], sender: str, to: str) -> bool:
+    """Whether the role of `sender` may send this kind of message to the role of `to`."""
+    return (m.role_of(sender), m.role_of(to)) in ROUTES.get(kind, frozenset())

@@ -1,0 +1,127 @@
+"""The store's machine: database messages onto the storage port, answers back.
+
+The store is a role too, so that a write from another machine is a message like any other. The
+shell opens one transaction around everything that waits (group commit: Gray and Reuter,
+"Transaction Processing", 1993) and lets the answers go only after it has committed: no message
+announces what is not durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
+from agentos.core.errors import AgentOSError, StorageError, TaskNotFound, UnissuedEpoch
+from agentos.core.limits import Limits
+from agentos.core.ports import Database
+
+
+class StoreMachine:
+    """Answers each message from the database. It has no state of its own.
+
+    Args:
+        database: used by one thread at a time.
+        limits: for the size of a page of progress.
+    """
+
+    def __init__(self, database: Database, limits: Limits, address: str = m.STORE) -> None:
+        self.address = address
+        self._db = database
+        self._limits = limits
+        self._handlers: dict[type, Callable[[Any], m.Message]] = {
+            m.CreateTask: self._create,
+            m.Claim: database.claim,
+            m.Record: self._record,
+            m.CancelTask: lambda q: database.cancel_task(q.task_id),
+            m.FindTasks: self._find,
+            m.CountTasks: lambda _: m.TaskCounts(counts=tuple(database.count_unfinished())),
+            m.GetTask: self._get_task,
+            m.GetProgress: self._progress,
+            m.ListTasks: self._list,
+        }
+
+    def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002 - the port's
+        """Carry one request out; a request that the database refuses is answered by `Refused`."""
+        handler = self._handlers.get(type(envelope.message))
+        if handler is None:
+            return []
+        try:
+            answer = handler(envelope.message)
+        except StorageError:
+            raise  # nobody's request is wrong: the shell rolls back, and says so to all of them
+        except AgentOSError as error:
+            answer = m.Refused(
+                code=error.code,
+                reason=str(error),
+                retry_after_s=getattr(error, "retry_after_s", None),
+            )
+        return [m.Send(envelope.sender, answer, envelope.ref)]
+
+    def next_deadline(self) -> float | None:
+        """Never: the store acts only when asked."""
+        return None
+
+    def _create(self, q: m.CreateTask) -> m.TaskCreated:
+        return self._db.create_task(
+            q.user_id,
+            q.task_type,
+            q.task_description,
+            key=q.key,
+            agents=q.agents,
+            priority=q.priority,
+            claimant=q.claimant,
+            region=q.region,
+        )
+
+    def _record(self, q: m.Record) -> m.Recorded:
+        """A writer whose task is gone, or whose epoch nobody issued, is told to stop: stale."""
+        try:
+            done = self._db.record(q.task_id, q.epoch, q.rows, q.end)
+        except TaskNotFound:
+            return self._recorded(q, "stale", q.epoch, "cancelled")
+        except UnissuedEpoch:
+            task = self._db.get_task(q.task_id)
+            assert task is not None, f"task {q.task_id} has just been read"
+            return self._recorded(q, "stale", task.epoch, task.state)
+        return self._recorded(q, done.outcome, done.epoch, done.state)
+
+    @staticmethod
+    def _recorded(q: m.Record, outcome: Any, current: Epoch, state: Any) -> m.Recorded:
+        return m.Recorded(
+            task_id=q.task_id,
+            epoch=q.epoch,
+            outcome=outcome,
+            nodes=tuple(row.node_id for row in q.rows),
+            ended=q.end is not None and outcome != "stale",
+            current=current,
+            state=state,
+        )
+
+    def _find(self, q: m.FindTasks) -> m.TasksFound:
+        tasks = self._db.find_tasks(q.region, agents=q.agents, after=q.after, limit=q.limit)
+        return m.TasksFound(region=q.region, agents=q.agents, tasks=tuple(tasks))
+
+    def _get_task(self, q: m.GetTask) -> m.TaskInfo:
+        task = self._db.get_task(q.task_id)
+        if task is None:
+            raise TaskNotFound(f"no task has the id {q.task_id}")
+        return task
+
+    def _progress(self, q: m.GetProgress) -> m.Progress:
+        rows = self._db.get_progress_list(
+            q.task_id, after=q.after, max_bytes=self._limits.page_bytes
+        )
+        more = bool(rows) and bool(
+            self._db.get_progress_list(q.task_id, after=rows[-1].node_id, max_bytes=1)
+        )
+        if not rows and self._db.get_task(q.task_id) is None:
+            raise TaskNotFound(f"no task has the id {q.task_id}")
+        return m.Progress(task_id=q.task_id, rows=tuple(rows), more=more)
+
+    def _list(self, q: m.ListTasks) -> m.TaskList:
+        tasks = self._db.list_tasks(
+            user_id=q.user_id, state=q.state, before=q.before, limit=q.limit
+        )
+        return m.TaskList(tasks=tuple(tasks))
