@@ -1,0 +1,73 @@
+"""Adapters by URL scheme, through entry points: how a third package adds one.
+
+A package that declares `redis = "their.module:RedisTransport"` in the entry-point group
+`agentos.transports` makes `redis://…` a URL that Agent OS listens on and connects to; the group
+`agentos.storage` does the same for databases. (Python Packaging User Guide, "Entry points
+specification".)
+"""
+
+from __future__ import annotations
+
+import threading
+from importlib.metadata import entry_points
+from typing import Any
+
+from agentos.core.errors import LocalProtocolError
+from agentos.core.limits import Limits
+from agentos.core.ports import Codec, Database, StorageFactory, Transport, TransportFactory
+
+TRANSPORTS, STORAGE = "agentos.transports", "agentos.storage"
+
+
+def _load(group: str, url: str) -> Any:
+    scheme, separator, _ = url.partition("://")
+    found = [point for point in entry_points(group=group) if point.name == scheme]
+    if not separator or not found:
+        known = sorted({point.name + "://" for point in entry_points(group=group)})
+        raise LocalProtocolError(f"{url!r} is not a URL of {group}; installed: {', '.join(known)}")
+    return found[0].load()
+
+
+def open_database(url: str) -> Database:
+    """Open the database of this URL, like `sqlite:///agentos.db`.
+
+    Raises:
+        LocalProtocolError: no installed adapter serves the scheme.
+        StorageError: the adapter cannot open it.
+    """
+    factory: StorageFactory = _load(STORAGE, url)
+    return factory(url)
+
+
+class Transports:
+    """The transports of one process: one instance of each kind, made when first needed.
+
+    Args:
+        codec: for transports that carry bytes.
+        limits: bounds of sockets and frames.
+    """
+
+    def __init__(self, codec: Codec, limits: Limits) -> None:
+        self._codec = codec
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._made: dict[TransportFactory, Transport] = {}
+
+    def of(self, url: str) -> Transport:
+        """The transport that serves this URL.
+
+        Raises:
+            LocalProtocolError: no installed adapter serves the scheme.
+        """
+        factory: TransportFactory = _load(TRANSPORTS, url)
+        with self._lock:
+            if factory not in self._made:
+                self._made[factory] = factory(self._codec, self._limits)
+            return self._made[factory]
+
+    def close(self) -> None:
+        """Close every transport that was made. Idempotent."""
+        with self._lock:
+            made, self._made = list(self._made.values()), {}
+        for transport in made:
+            transport.close()

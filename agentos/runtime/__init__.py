@@ -1,0 +1,1 @@
+"""Where threads, sockets and clocks meet the core."""

@@ -1,0 +1,344 @@
+"""The switch: delivers an envelope to a local actor, down to a child, or up to the parent.
+
+Every process has one. What is neither local nor known below goes up, so proxies and clients
+only ever dial out. A forwarder reads the header and never opens the body.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pykka
+import structlog
+
+from agentos.core import messages as m
+from agentos.core.errors import (
+    AddressTaken,
+    AgentOSError,
+    LocalProtocolError,
+    Overloaded,
+    RemoteProtocolError,
+)
+from agentos.core.limits import Limits
+from agentos.core.ports import Connection, Listener
+from agentos.core.routes import KINDS, allowed
+from agentos.registry import Transports
+from agentos.runtime.peers import Peers
+from agentos.runtime.refs import NO_SUCH_ACTOR, Asker, Ref, attach_actor
+from agentos.runtime.uplink import Uplink
+from agentos.runtime.wire import open_sealed
+
+Deliver = Callable[[list[m.Envelope]], None]
+"""Puts a batch into an actor's mailbox. Raises `Overloaded` when that is full."""
+
+HELLO_FIRST = "hello_first"
+
+log = structlog.get_logger()
+
+
+class Switch:
+    """One process's (or one role's) delivery point.
+
+    Args:
+        transports: the transports of the process.
+        limits: bounds and intervals.
+        name: for log lines.
+    """
+
+    def __init__(self, transports: Transports, limits: Limits, name: str = "") -> None:
+        self.limits = limits
+        self.counters: Counter[str] = Counter()
+        self.session = secrets.token_hex(16)
+        self._transports = transports
+        self._log = log.bind(switch=name)
+        self._lock = threading.Lock()
+        self._local: dict[str, Deliver] = {}
+        self._announced: set[str] = set()
+        self._peers = Peers(limits)
+        self._listeners: list[Listener] = []
+        self._uplink: Uplink | None = None
+        self._asker: Asker | None = None
+        self._asker_lock = threading.Lock()
+        self._closed = False
+
+    # -- actors --------------------------------------------------------------------------------
+
+    def attach(self, address: str, deliver: Deliver, *, announce: bool = True) -> None:
+        """Let a local actor be reached under a name, here and from every switch above.
+
+        Args:
+            address: its name.
+            deliver: takes batches for it; from any thread, without blocking.
+            announce: whether switches above learn the name, or only this one and those below.
+
+        Raises:
+            AddressTaken: the name is in use on this switch.
+            LocalProtocolError: it cannot be an address.
+        """
+        if not m.is_address(address):
+            raise LocalProtocolError(f"{address!r} cannot be an address: use letters, digits, '/'")
+        with self._lock:
+            if address in self._local:
+                raise AddressTaken(f"{address!r} is attached to this switch already")
+            self._local[address] = deliver
+            if announce:
+                self._announced.add(address)
+        if self._uplink is not None and announce:
+            self._uplink.announce(address, self.session)
+
+    def detach(self, address: str) -> None:
+        """Forget a local actor."""
+        with self._lock:
+            self._local.pop(address, None)
+            self._announced.discard(address)
+        if self._uplink is not None:
+            self._uplink.withdraw(address)
+
+    def attach_actor(self, address: str, actor: pykka.ActorRef[Any]) -> None:
+        """Put a Pykka actor of your own on the switch, reachable from every process.
+
+        It receives the values that others `tell` and `ask`, in `on_receive`; what it returns is
+        the answer. Raises what `attach` raises.
+        """
+        attach_actor(self, address, actor)
+
+    def ref(self, address: str) -> Ref:
+        """A handle on any actor, local or remote, with Pykka's `tell`, `ask` and futures."""
+        with self._asker_lock:
+            if self._asker is None:
+                self._asker = Asker(self)
+            return Ref(address, self._asker)
+
+    # -- links ---------------------------------------------------------------------------------
+
+    def listen(self, url: str) -> str:
+        """Accept children at `url`; returns where they can reach it.
+
+        Raises:
+            AddressTaken: somebody else listens there.
+            LocalProtocolError: the URL cannot be listened on.
+        """
+        listener = self._transports.of(url).listen(url, self)
+        self._listeners.append(listener)
+        return listener.url
+
+    def connect(self, urls: Sequence[str]) -> Uplink:
+        """Have a parent: the first of `urls` that answers, and the next when it falls silent."""
+        if self._uplink is not None:
+            raise LocalProtocolError("a switch has one uplink; give it several URLs instead")
+        uplink = Uplink(urls, self._transports, self, self.limits, self._log)
+        with self._lock:
+            known = dict.fromkeys(sorted(self._announced), self.session) | self._peers.sessions()
+            self._uplink = uplink
+        uplink.start(known)
+        return uplink
+
+    def close(self) -> None:
+        """Drop every link and actor. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._local.clear()
+        if self._uplink is not None:
+            self._uplink.close()
+        for listener in self._listeners:
+            listener.close()
+
+    # -- sending -------------------------------------------------------------------------------
+
+    def send(self, envelopes: Sequence[m.Envelope]) -> None:
+        """Deliver envelopes of local actors, in order for each destination. Never blocks.
+
+        What cannot be delivered is dropped and counted; whoever expects an answer (`ref`) is
+        sent a `Refused` in its place.
+        """
+        batches: dict[object, tuple[Deliver, list[m.Envelope]]] = {}
+        for envelope in envelopes:
+            key, deliver = self._way(envelope.to)
+            batches.setdefault(key, (deliver, []))[1].append(envelope)
+        for deliver, batch in batches.values():
+            self._try(deliver, batch)
+
+    def _way(self, to: str) -> tuple[object, Deliver]:
+        local = self._local.get(to)
+        if local is not None:
+            return to, self._opened(local)
+        connection = self._peers.route(to)
+        if connection is not None:
+            return connection, connection.send
+        if self._uplink is not None:
+            return self._uplink, self._uplink.send
+        return None, self._undeliverable
+
+    def _try(self, deliver: Deliver, batch: list[m.Envelope]) -> None:
+        try:
+            deliver(batch)
+        except Overloaded as error:
+            self._give_back(batch, error, error.retry_after_s)
+        except LocalProtocolError as error:
+            if len(batch) == 1:
+                self._log.error("message_cannot_be_sent", to=batch[0].to, error=str(error))
+                self._give_back(batch, error)
+                return
+            for envelope in batch:  # one of them cannot be written; the others must not suffer
+                self._try(deliver, [envelope])
+
+    def _opened(self, deliver: Deliver) -> Deliver:
+        def opened(batch: list[m.Envelope]) -> None:
+            messages = [e for e in (self._open(envelope) for envelope in batch) if e is not None]
+            if messages:
+                deliver(messages)
+
+        return opened
+
+    def _open(self, envelope: m.Envelope) -> m.Envelope | None:
+        if not isinstance(envelope.message, m.Sealed):
+            return envelope
+        try:
+            message = open_sealed(envelope.message, self.limits)
+        except RemoteProtocolError as error:
+            self._protocol_error(None, error)
+            self._give_back([envelope], error)
+            return None
+        return m.Envelope(envelope.to, envelope.sender, message, envelope.ref)
+
+    def _undeliverable(self, batch: list[m.Envelope]) -> None:
+        for envelope in batch:
+            error = AgentOSError(f"nobody has the address {envelope.to!r}")
+            self._give_back([envelope], error, code=NO_SUCH_ACTOR)
+
+    def _give_back(
+        self,
+        batch: Sequence[m.Envelope],
+        error: AgentOSError,
+        retry_after_s: float | None = None,
+        code: str = "",
+    ) -> None:
+        """Count what was not delivered, and tell those who wait for an answer."""
+        self.counters[f"undelivered.{code or error.code}"] += len(batch)
+        refused = m.Refused(
+            code=code or error.code, reason=str(error)[:500], retry_after_s=retry_after_s
+        )
+        answers = [
+            m.Envelope(e.sender, e.to, refused, e.ref)
+            for e in batch
+            if e.ref and e.sender != e.to and not _is_refusal(e)
+        ]
+        if answers:
+            self.send(answers)
+
+    # -- receiving: the transport's threads call these -----------------------------------------
+
+    def received(self, connection: Connection, envelopes: Sequence[m.Envelope]) -> None:
+        """Envelopes came over a link: check each against what that peer may say, and pass it on."""
+        uplink = self._uplink
+        if uplink is not None and uplink.owns(connection):
+            uplink.heard(envelopes)
+            self.send([e for e in envelopes if e.to != m.NEIGHBOUR and self._permitted(e)])
+            return
+        self._peers.heard(connection, time.monotonic())
+        onward = []
+        for envelope in envelopes:
+            if envelope.to == m.NEIGHBOUR:
+                self._link_message(connection, envelope)
+            elif self._may(connection, envelope):
+                onward.append(envelope)
+        self.send(onward)
+
+    def failed(self, connection: Connection, error: Exception) -> None:
+        """Something came that is no envelope."""
+        self._protocol_error(connection, error)
+
+    def closed(self, connection: Connection) -> None:
+        """The peer is gone for certain."""
+        uplink = self._uplink
+        if uplink is not None and uplink.owns(connection):
+            uplink.lost()
+            return
+        for address in self._peers.gone(connection):
+            self._log.info("child_gone", address=address)
+            if self._uplink is not None:
+                self._uplink.withdraw(address)
+
+    def _link_message(self, connection: Connection, envelope: m.Envelope) -> None:
+        opened = self._open(envelope)
+        if opened is None:
+            return
+        if isinstance(opened.message, m.Ping):
+            known = self._peers.knows(connection)
+            self._answer(connection, envelope, m.Pong() if known else _hello_first())
+        elif isinstance(opened.message, m.Hello):
+            self._answer(connection, envelope, self._hello(connection, opened.message))
+        else:
+            error = RemoteProtocolError(f"{type(opened.message).__name__} is not a child's to send")
+            self._protocol_error(connection, error)
+
+    def _hello(self, connection: Connection, hello: m.Hello) -> m.Message:
+        try:
+            if hello.address in self._local:
+                raise AddressTaken(f"{hello.address!r} is here already")
+            self._peers.register(connection, hello, time.monotonic())
+        except AgentOSError as error:
+            self._log.warning("hello_refused", address=hello.address, error=str(error))
+            self.counters[f"refused.{error.code}"] += 1
+            return m.Refused(code=error.code, reason=str(error))
+        if self._uplink is not None:
+            self._uplink.announce(hello.address, hello.session)
+        return m.Welcome(address=hello.address)
+
+    def _may(self, connection: Connection, envelope: m.Envelope) -> bool:
+        if not self._peers.speaks_for(connection, envelope.sender):
+            if self._peers.knows(connection):
+                error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, which it is not")
+                self._protocol_error(connection, error)
+            else:
+                self.counters["before_hello"] += 1
+                self._answer(connection, envelope, _hello_first())
+            return False
+        return self._permitted(envelope, connection)
+
+    def _permitted(self, envelope: m.Envelope, connection: Connection | None = None) -> bool:
+        message = envelope.message
+        kind = KINDS[message.kind] if isinstance(message, m.Sealed) else type(message)
+        if allowed(kind, envelope.sender, envelope.to):
+            return True
+        error = RemoteProtocolError(
+            f"{envelope.sender!r} may not send {kind.__name__} to {envelope.to!r}"
+        )
+        self._protocol_error(connection, error)
+        self._give_back([envelope], error)
+        return False
+
+    def _protocol_error(self, connection: Connection | None, error: Exception) -> None:
+        self.counters["protocol_errors"] += 1
+        self._log.warning(
+            "protocol_error", peer=connection.peer if connection else "", error=str(error)
+        )
+        if connection is None or (self._uplink is not None and self._uplink.owns(connection)):
+            return
+        if self._peers.erred(connection) > self.limits.max_peer_errors:
+            self._log.warning("peer_disconnected", peer=connection.peer)
+            self.counters["peers_disconnected"] += 1
+            self.closed(connection)
+            connection.close()
+
+    def _answer(self, connection: Connection, question: m.Envelope, message: m.Message) -> None:
+        answer = m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, message, question.ref)
+        self._try(connection.send, [answer])
+
+
+def _hello_first() -> m.Refused:
+    return m.Refused(code=HELLO_FIRST, reason="say hello first: this connection has no name yet")
+
+
+def _is_refusal(envelope: m.Envelope) -> bool:
+    message = envelope.message
+    return isinstance(message, m.Refused) or (
+        isinstance(message, m.Sealed) and message.kind == "refused"
+    )
