@@ -1,0 +1,171 @@
+"""`Client`: the blocking face of `AsyncClient`, which it runs on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from agentos.client import AsyncClient, AsyncTask
+from agentos.core import messages as m
+from agentos.core.limits import Limits
+from agentos.registry import Transports
+
+T = TypeVar("T")
+
+
+class Client:
+    """Talks to a cluster from ordinary code; may be used by several threads.
+
+    Arguments, methods and errors are `AsyncClient`'s. It connects when it is made.
+
+    Raises:
+        ClusterUnreachable: no gateway answered within the timeout.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        timeout_s: float = 10.0,
+        limits: Limits | None = None,
+        transports: Transports | None = None,
+    ) -> None:
+        self._client = AsyncClient(url, timeout_s=timeout_s, limits=limits, transports=transports)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="agentos-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._run(self._client.connect())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def urls(self) -> list[str]:
+        """Where gateways are looked for."""
+        return self._client.urls
+
+    def close(self) -> None:
+        """Drop the connection; tasks go on without us. Idempotent."""
+        if self._loop.is_closed():
+            return
+        self._run(self._client.close())
+        self._run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def submit(
+        self,
+        task_description: Mapping[str, Any] | str,
+        *,
+        user_id: int = 0,
+        task_type: str = "graph",
+        key: str | None = None,
+        require_agents: bool = False,
+    ) -> Task:
+        """Hand a task in; see `AsyncClient.submit`."""
+        task = self._run(
+            self._client.submit(
+                task_description,
+                user_id=user_id,
+                task_type=task_type,
+                key=key,
+                require_agents=require_agents,
+            )
+        )
+        return Task(self, task)
+
+    def task(self, task_id: int) -> Task:
+        """A handle on a task that was submitted before, by anybody."""
+        return Task(self, self._client.task(task_id))
+
+    def list(
+        self,
+        *,
+        user_id: int | None = None,
+        state: m.State | None = None,
+        before: int = 0,
+        limit: int = 100,
+    ) -> list[m.TaskInfo]:
+        """Tasks, newest first; see `AsyncClient.list`."""
+        return self._run(
+            self._client.list(user_id=user_id, state=state, before=before, limit=limit)
+        )
+
+    def cluster(self) -> m.ClusterInfo:
+        """Who is alive, what waits, and what was refused, as the gateway sees it."""
+        return self._run(self._client.cluster())
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+class Task:
+    """A handle on one task; see `AsyncTask`."""
+
+    def __init__(self, client: Client, task: AsyncTask) -> None:
+        self.task_id = task.task_id
+        self._client = client
+        self._task = task
+
+    def status(self) -> m.TaskInfo:
+        """The task's row, with its response if it has ended. Raises `TaskNotFound`."""
+        return self._client._run(self._task.status())
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the end, and return the task's output; see `AsyncTask.result`."""
+        return self._client._run(self._task.result(timeout_s))
+
+    def wait(self, timeout_s: float | None = None) -> m.Ended:
+        """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
+        return self._client._run(self._task.wait(timeout_s))
+
+    def watch(self, timeout_s: float | None = None) -> Iterator[m.Event | m.Ended]:
+        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
+        messages = self._task.watch(timeout_s)
+        try:
+            while (message := self._client._run(_next(messages))) is not None:
+                yield message
+        finally:
+            self._client._run(_close(messages))
+
+    def progress(self) -> list[m.SavedRow]:
+        """Every row that has been saved for the task."""
+        return self._client._run(self._task.progress())
+
+    def cancel(self) -> m.State:
+        """End it now, and abort its calls; returns the terminal state that it has."""
+        return self._client._run(self._task.cancel())
+
+    def __repr__(self) -> str:
+        return f"<Task {self.task_id}>"
+
+
+async def _next(messages: AsyncIterator[T]) -> T | None:
+    return await anext(messages, None)
+
+
+async def _close(messages: Any) -> None:
+    await messages.aclose()

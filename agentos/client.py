@@ -1,0 +1,442 @@
+"""Clients: submit task graphs, follow them, read their results.
+
+`AsyncClient` is the implementation; `Client` (in `agentos.blocking`) runs one on a thread of its
+own, so that both behave the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import msgspec
+import pykka
+
+from agentos.core import errors, jsontext
+from agentos.core import messages as m
+from agentos.core.limits import Limits
+from agentos.registry import Transports
+from agentos.runtime.refs import Asker
+from agentos.runtime.switch import Switch
+from agentos.runtime.wire import JsonCodec
+
+DEFAULT_URL = "tcp://127.0.0.1:7170"
+POLL_S = 2.0
+"""How often a waiting client looks for itself, in case a pushed event was lost."""
+ATTEMPT_S = 3.0
+"""How long one request waits before it is sent again: requests are idempotent."""
+CONNECT_S = 5.0
+"""How long a client looks for a gateway before it says that there is none."""
+KEPT_ENDS = 10_000
+
+AnswerT = TypeVar("AnswerT", bound=m.Message)
+Envelopes = list[m.Envelope]
+
+
+def default_urls() -> list[str]:
+    """The gateways named by `AGENTOS_URL` (separated by commas), or the local default."""
+    return [u.strip() for u in os.environ.get("AGENTOS_URL", DEFAULT_URL).split(",") if u.strip()]
+
+
+def unreachable(urls: Sequence[str], timeout_s: float) -> errors.ClusterUnreachable:
+    """The error of somebody who has waited for a gateway in vain."""
+    return errors.ClusterUnreachable(
+        f"no gateway answered at {', '.join(urls)} within {timeout_s:g} s: "
+        "is `agentos up` running, and is this its URL?"
+    )
+
+
+@contextlib.contextmanager
+def connect(
+    url: str | Sequence[str] | None = None,
+    *,
+    timeout_s: float = CONNECT_S,
+    limits: Limits | None = None,
+) -> Iterator[Switch]:
+    """A switch of your own below a gateway: for `ref`s to its actors, and for actors of yours.
+
+    Args:
+        url: a gateway's URL or several, tried in order; `AGENTOS_URL` or the local default if None.
+        timeout_s: seconds to wait for one of them.
+        limits: the cluster's, if they are not the defaults.
+
+    Raises:
+        ClusterUnreachable: none answered in time.
+    """
+    urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
+    limits = limits or Limits()
+    transports = Transports(JsonCodec(limits), limits)
+    switch = Switch(transports, limits, "own")
+    try:
+        switch.ref(m.GATEWAY)  # takes the name under which answers come back
+        if not switch.connect(urls).wait_up(timeout_s):
+            raise unreachable(urls, timeout_s)
+        yield switch
+    finally:
+        switch.close()
+        transports.close()
+
+
+class AsyncClient:
+    """Talks to a cluster from asyncio.
+
+    Args:
+        url: a gateway's URL or several, tried in order; `AGENTOS_URL` or the local default if None.
+        timeout_s: seconds that a request may take, repetitions and `Overloaded` waits included.
+        limits: the cluster's, if they are not the defaults.
+        transports: a process's own, for `inproc://` URLs; the client makes one if it is not given.
+
+    Use it as an async context manager, or call `connect` and `close`.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        timeout_s: float = 10.0,
+        limits: Limits | None = None,
+        transports: Transports | None = None,
+    ) -> None:
+        self.urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
+        self._timeout_s = timeout_s
+        self._limits = limits or Limits()
+        self._shared = transports
+        self._transports: Transports | None = None
+        self._switch: Switch | None = None
+        self._asker: Asker | None = None
+        self._ends: OrderedDict[int, m.Ended] = OrderedDict()
+        self._waiters: dict[int, list[asyncio.Queue[m.Message]]] = {}
+
+    async def connect(self) -> Self:
+        """Find a gateway.
+
+        Raises:
+            ClusterUnreachable: none answered within the timeout.
+        """
+        if self._switch is not None:
+            return self
+        self._loop = asyncio.get_running_loop()
+        self._transports = self._shared or Transports(JsonCodec(self._limits), self._limits)
+        self._switch = Switch(self._transports, self._limits, "client")
+        self._asker = Asker(self._switch, self._on_messages)
+        try:
+            uplink = self._switch.connect(self.urls)
+            wait_s = min(self._timeout_s, CONNECT_S)
+            found = uplink.up or await asyncio.to_thread(uplink.wait_up, wait_s)
+        except BaseException:
+            await self.close()
+            raise
+        if not found:
+            await self.close()
+            raise unreachable(self.urls, wait_s)
+        return self
+
+    async def close(self) -> None:
+        """Drop the connection; tasks go on without us. Idempotent."""
+        switch, self._switch = self._switch, None
+        if switch is None:
+            return
+        if self._asker is not None:
+            self._asker.close()
+        await asyncio.to_thread(switch.close)
+        if self._shared is None and self._transports is not None:
+            await asyncio.to_thread(self._transports.close)
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # -- tasks ---------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        task_description: Mapping[str, Any] | str,
+        *,
+        user_id: int = 0,
+        task_type: str = "graph",
+        key: str | None = None,
+        require_agents: bool = False,
+    ) -> AsyncTask:
+        """Hand a task in; when this returns, the task is committed and survives any crash.
+
+        Args:
+            task_description: the graph, as a mapping or as JSON text (docs/graph-format.md).
+            user_id: whose task it is.
+            task_type: a label of yours.
+            key: makes it idempotent: the same user and key name the same task.
+            require_agents: refuse the task if no living proxy offers its agents, instead of
+                letting it wait for one.
+
+        Raises:
+            GraphError: the description cannot be run; the message names the place.
+            KeyConflict: the key was used for another description.
+            AgentNotOffered: with `require_agents`, nobody offers an agent that it needs.
+            Overloaded: the cluster is full, and was still full when the timeout was over.
+            ClusterUnreachable: no gateway answered.
+        """
+        text = task_description
+        if not isinstance(text, str):
+            try:
+                text = jsontext.dump(text)
+            except (TypeError, ValueError) as error:
+                raise errors.GraphError("", f"not JSON: {error}") from error
+        submit = self._message(
+            m.Submit,
+            task_description=text,
+            user_id=user_id,
+            task_type=task_type,
+            # Repeating a request whose answer was lost must not make a second task.
+            key=key if key is not None else f"auto-{secrets.token_hex(12)}",
+            require_agents=require_agents,
+            notify=True,
+        )
+        answer = await self._request(m.GATEWAY, submit, m.Submitted)
+        return AsyncTask(self, answer.task_id)
+
+    def task(self, task_id: int) -> AsyncTask:
+        """A handle on a task that was submitted before, by anybody."""
+        return AsyncTask(self, task_id)
+
+    async def list(
+        self,
+        *,
+        user_id: int | None = None,
+        state: m.State | None = None,
+        before: int = 0,
+        limit: int = 100,
+    ) -> list[m.TaskInfo]:
+        """Tasks, newest first, with ids below `before` (0: from the newest); at most 1,000."""
+        question = self._message(
+            m.ListTasks, user_id=user_id, state=state, before=before, limit=limit
+        )
+        return list((await self._request(m.STORE, question, m.TaskList)).tasks)
+
+    async def cluster(self) -> m.ClusterInfo:
+        """Who is alive, what waits, and what was refused, as the gateway sees it."""
+        return await self._request(m.GATEWAY, m.GetCluster(), m.ClusterInfo)
+
+    # -- requests ------------------------------------------------------------------------------
+
+    @staticmethod
+    def _message(kind: type[AnswerT], **fields: Any) -> AnswerT:
+        """A message with its fields checked, so that the caller hears of a wrong one at once."""
+        try:
+            return msgspec.convert(fields, kind)
+        except msgspec.ValidationError as error:
+            raise errors.LocalProtocolError(str(error)) from error
+
+    async def _request(self, to: str, question: m.Message, kind: type[AnswerT]) -> AnswerT:
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                answer = await self._once(to, question, min(ATTEMPT_S, max(0.05, left)))
+            except errors.Overloaded as error:
+                wait_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311 - jitter
+                if left <= wait_s:
+                    raise
+                await asyncio.sleep(wait_s)
+            except (TimeoutError, pykka.ActorDeadError) as error:
+                if left <= ATTEMPT_S:
+                    raise errors.ClusterUnreachable(
+                        f"no answer from {', '.join(self.urls)} within {self._timeout_s:g} s"
+                    ) from error
+                await asyncio.sleep(0.05)
+            else:
+                if not isinstance(answer, kind):
+                    raise errors.RemoteProtocolError(f"unexpected {type(answer).__name__}")
+                return answer
+
+    async def _once(self, to: str, question: m.Message, timeout_s: float) -> m.Message:
+        if self._asker is None or self._switch is None:
+            raise errors.LocalProtocolError("the client is not connected: use `async with`")
+        future: asyncio.Future[m.Message] = self._loop.create_future()
+
+        def settle(answer: m.Message | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        def resolve(answer: m.Message | Exception) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
+                self._loop.call_soon_threadsafe(settle, answer)
+
+        ref = self._asker.ask(to, question, resolve)
+        try:
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            self._asker.forget(ref)
+
+    def _on_messages(self, envelopes: Envelopes) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take, envelopes)
+
+    def _take(self, envelopes: Envelopes) -> None:
+        for envelope in envelopes:
+            message = envelope.message
+            if not isinstance(message, m.Ended | m.Event):
+                continue
+            if isinstance(message, m.Ended):
+                self._ends[message.task_id] = message
+                while len(self._ends) > KEPT_ENDS:
+                    self._ends.popitem(last=False)
+            for waiter in self._waiters.get(message.task_id, ()):
+                waiter.put_nowait(message)
+
+    async def _follow(
+        self, task_id: int, *, progress: bool, timeout_s: float | None
+    ) -> AsyncIterator[m.Event | m.Ended]:
+        """Messages of one task until it ends; looks for itself when nothing is pushed."""
+        if not progress and task_id in self._ends:
+            yield self._ends[task_id]
+            return
+        assert self._asker is not None, "a handle belongs to a connected client"
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        queue: asyncio.Queue[m.Message] = asyncio.Queue()
+        self._waiters.setdefault(task_id, []).append(queue)
+        watch = m.Watch(task_id=task_id, client=self._asker.address, progress=progress)
+        try:
+            ask = progress  # `submit` has asked for the end already
+            last: m.Message | None = None
+            while True:
+                message = await self._look(watch) if ask else None
+                if message is None:
+                    wait_s = POLL_S
+                    if deadline is not None:
+                        wait_s = min(wait_s, deadline - time.monotonic())
+                    if wait_s <= 0:
+                        raise errors.ResultTimeout(
+                            f"task {task_id} did not end within {timeout_s:g} s; it goes on"
+                        )
+                    try:
+                        message = await asyncio.wait_for(queue.get(), wait_s)
+                    except TimeoutError:
+                        ask = True
+                        continue
+                ask = False
+                if isinstance(message, m.Event | m.Ended) and message != last:
+                    last = message
+                    yield message
+                if isinstance(message, m.Ended):
+                    return
+        finally:
+            self._waiters[task_id].remove(queue)
+            if not self._waiters[task_id]:
+                del self._waiters[task_id]
+                if progress:
+                    self._asker.tell(
+                        m.GATEWAY, m.Unwatch(task_id=task_id, client=self._asker.address)
+                    )
+
+    async def _look(self, watch: m.Watch) -> m.Message:
+        """Ask to be told, and where the task stands."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            with contextlib.suppress(TimeoutError, pykka.ActorDeadError, errors.Overloaded):
+                return await self._once(m.GATEWAY, watch, ATTEMPT_S)
+            if time.monotonic() > deadline:
+                raise errors.ClusterUnreachable(f"no answer from {', '.join(self.urls)}")
+            await asyncio.sleep(0.2)
+
+
+class AsyncTask:
+    """A handle on one task."""
+
+    def __init__(self, client: AsyncClient, task_id: int) -> None:
+        self.task_id = task_id
+        self._client = client
+
+    async def status(self) -> m.TaskInfo:
+        """The task's row, with its response if it has ended.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
+        question = self._client._message(m.GetTask, task_id=self.task_id)
+        return await self._client._request(m.STORE, question, m.TaskInfo)
+
+    async def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the end, and return the task's output.
+
+        Raises:
+            ResultTimeout: it did not end in time; it goes on.
+            TaskFailed: a node failed; the message names it.
+            TaskCancelled: somebody cancelled it.
+            TaskNotFound: there is no such task.
+        """
+        return response_of(await self.wait(timeout_s))["output"]
+
+    async def wait(self, timeout_s: float | None = None) -> m.Ended:
+        """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
+        async for message in self._client._follow(
+            self.task_id, progress=False, timeout_s=timeout_s
+        ):
+            if isinstance(message, m.Ended):
+                if message.response or message.state == "cancelled":
+                    return message
+                task = await self.status()  # the end was learned from the store
+                return m.Ended(
+                    task_id=task.task_id,
+                    epoch=task.epoch,
+                    state=task.state,
+                    response=task.response or "",
+                    error=task.error,
+                )
+        raise errors.ResultTimeout(f"task {self.task_id}: the connection was closed")
+
+    async def watch(self, timeout_s: float | None = None) -> AsyncIterator[m.Event | m.Ended]:
+        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
+        async for message in self._client._follow(self.task_id, progress=True, timeout_s=timeout_s):
+            yield message
+
+    async def progress(self) -> list[m.SavedRow]:
+        """Every row that has been saved for the task."""
+        rows: list[m.SavedRow] = []
+        while True:
+            after = rows[-1].node_id if rows else ""
+            question = self._client._message(m.GetProgress, task_id=self.task_id, after=after)
+            page = await self._client._request(m.STORE, question, m.Progress)
+            rows += page.rows
+            if not page.more:
+                return rows
+
+    async def cancel(self) -> m.State:
+        """End it now, and abort its calls; returns the terminal state that it has."""
+        question = self._client._message(m.Cancel, task_id=self.task_id)
+        return (await self._client._request(m.GATEWAY, question, m.Cancelled)).state
+
+    def __repr__(self) -> str:
+        return f"<AsyncTask {self.task_id}>"
+
+
+def response_of(ended: m.Ended) -> dict[str, Any]:
+    """The response document of a task that succeeded.
+
+    Raises:
+        TaskFailed: it did not; the message names the node.
+        TaskCancelled: it was cancelled.
+    """
+    if ended.state == "cancelled":
+        raise errors.TaskCancelled(f"task {ended.task_id} was cancelled")
+    if ended.state == "failed":
+        raise errors.TaskFailed(f"task {ended.task_id} failed: {ended.error}")
+    response: dict[str, Any] = msgspec.json.decode(ended.response)
+    return response
