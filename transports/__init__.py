@@ -1,0 +1,1 @@
+"""Adapters of the transport port: `inproc://` in one process, `tcp://` and `ipc://` on ZeroMQ."""
