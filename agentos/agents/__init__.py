@@ -1,0 +1,1 @@
+"""Agents that ship with Agent OS: OpenAI-compatible endpoints, Python functions, echo."""
