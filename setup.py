@@ -6,7 +6,9 @@ setup(
     packages=[
         "agentos",
         "agentos.agents",
+        "agentos.cli",
         "agentos.core",
+        "agentos.core.messages",
         "agentos.runtime",
         "agentos.storage",
         "agentos.testing",

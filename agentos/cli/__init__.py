@@ -1,0 +1,153 @@
+"""The `agentos` command.
+
+Exit codes: 0 it went well; 1 the task failed or was cancelled, or the cluster could not be kept
+running; 2 the command line, the configuration or the input is wrong; 3 no cluster answered, or
+not in time; 130 Ctrl-C, 143 SIGTERM, 141 when nobody reads the output any more (`up` and the roles
+stop in order and say 0). Errors are lines on standard error, `error: …`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
+import typer
+
+from agentos.cli import demo, output, roles, tasks
+from agentos.cli.options import Interrupted, Json
+from agentos.core import errors
+
+DISTRIBUTION = "agentos-cluster"
+FAILED, WRONG, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
+_DEBUG = "--debug"
+
+_EXIT_CODES: tuple[tuple[tuple[type[errors.AgentOSError], ...], int], ...] = (
+    ((errors.ClusterUnreachable, errors.ResultTimeout, errors.Overloaded), UNREACHABLE),
+    (
+        (
+            errors.AddressTaken,
+            errors.AgentNotOffered,
+            errors.ConfigError,
+            errors.GraphError,
+            errors.KeyConflict,
+            errors.LocalProtocolError,
+            errors.StorageError,
+            errors.TaskNotFound,
+        ),
+        WRONG,
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: its arguments; the process's own if None.
+
+    Returns:
+        the exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = _DEBUG in arguments
+    arguments = [argument for argument in arguments if argument != _DEBUG]
+    try:
+        command = typer.main.get_command(_app())
+        code = command.main(arguments, prog_name="agentos", standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # Typer makes the one of the other
+        return _quiet()
+    except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
+        return 128 + error.number if isinstance(error, Interrupted) else INTERRUPTED
+    except typer.TyperException as error:
+        return _complain(error.format_message() or "see agentos --help", WRONG)
+    except errors.AgentOSError as error:
+        if debug:
+            traceback.print_exc()
+        return _complain(str(error), _exit_code(error))
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        return _complain(f"{what} (agentos --debug shows where)", FAILED)
+    return code if isinstance(code, int) else 0
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        epilog=(
+            "Exit codes: 0 it went well; 1 the task failed or was cancelled, or the cluster could "
+            "not be kept running; 2 bad usage, input or configuration; 3 no cluster answered, or "
+            "not in time; 130 Ctrl-C."
+        ),
+    )
+    app.callback()(_about)
+    for panel, commands in _panels().items():
+        for name, command in commands.items():
+            app.command(name, rich_help_panel=panel)(command)
+    app.command()(version)
+    return app
+
+
+def _panels() -> dict[str, dict[str, Callable[..., object]]]:
+    return {
+        "Run a cluster": {
+            "up": roles.up,
+            "demo": demo.demo,
+            "gateway": roles.gateway,
+            "store": roles.store,
+            "region": roles.region,
+            "proxy": roles.proxy,
+            "cleanup": roles.cleanup,
+        },
+        "Use a cluster": {
+            "submit": tasks.submit,
+            "status": tasks.status,
+            "result": tasks.result,
+            "watch": tasks.watch,
+            "cancel": tasks.cancel,
+            "list": tasks.list_,
+            "check": tasks.check,
+        },
+    }
+
+
+def _about(
+    _debug: Annotated[
+        bool, typer.Option(_DEBUG, help="Show where an error comes from. May stand anywhere.")
+    ] = False,
+) -> None:
+    """Agent OS: durable coordination for clusters of AI agents."""
+
+
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    found = installed_version(DISTRIBUTION)
+    if as_json:
+        output.document({"name": DISTRIBUTION, "version": found})
+    else:
+        output.line(f"{DISTRIBUTION} {found}")
+
+
+def _exit_code(error: errors.AgentOSError) -> int:
+    return next((code for kinds, code in _EXIT_CODES if isinstance(error, kinds)), FAILED)
+
+
+def _complain(text: str, code: int) -> int:
+    for line in text.splitlines() or [text]:
+        output.line(f"error: {line}", to_stderr=True)
+    return code
+
+
+def _quiet() -> int:
+    """Whoever read our output has enough (`| head`): end without a word, as programs in C do."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

@@ -1,0 +1,94 @@
+"""Options that several commands have in common, and what they lead to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from agentos import logs
+from agentos.blocking import Client
+from agentos.config import Config, load
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        envvar="AGENTOS_URL",
+        metavar="URL[,URL]",
+        help="The gateways to talk to, tried in order. Default: tcp://127.0.0.1:7170.",
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")
+]
+LogLevel = Annotated[
+    logs.Level, typer.Option("--log-level", help="The least that is logged, to standard error.")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="The configuration. Default: what AGENTOS_CONFIG names, or ./agentos.toml.",
+    ),
+]
+TaskId = Annotated[int, typer.Argument(min=1, help="The number that `agentos submit` printed.")]
+
+
+def urls(text: str) -> tuple[str, ...]:
+    """The URLs in a list separated by commas.
+
+    Raises:
+        BadParameter: there are none.
+    """
+    found = tuple(url.strip() for url in text.split(",") if url.strip())
+    if not found:
+        raise typer.BadParameter("at least one URL is needed")
+    return found
+
+
+def connect(url: str | None, log_level: str = "warning", timeout_s: float = 10.0) -> Client:
+    """A client of the cluster that the options name.
+
+    Raises:
+        ClusterUnreachable: no gateway answers.
+    """
+    logs.configure(log_level)
+    return Client(urls(url) if url else None, timeout_s=timeout_s)
+
+
+def configuration(file: Path | None, *, keys: bool = True) -> Config:
+    """The configuration that `--config` and the environment name.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    return load(file, os.environ, keys=keys)
+
+
+def interrupt_on_signals() -> None:
+    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, and only the first of them all.
+
+    What a `with` block has to clean up is cleaned up, and not interrupted in it.
+    """
+
+    def interrupt(number: int, _frame: object) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` means it
+            signal.signal(number, interrupt)
+
+
+class Interrupted(BaseException):
+    """A signal ended the command. `number`: which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number

@@ -1,0 +1,217 @@
+"""The commands of an operator: up, gateway, store, region, proxy, cleanup."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from agentos import logs
+from agentos.cli import output
+from agentos.cli.options import ConfigFile, Json, LogLevel, configuration, urls
+from agentos.config import Config
+from agentos.core.errors import ConfigError
+from agentos.datadir import ClusterRecord
+from agentos.datadir import cleanup as end_leftovers
+from agentos.role import Ready, RoleSpec
+from agentos.role import run as run_role
+from agentos.supervisor import Supervisor
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data", metavar="DIR", help="The folder of the database. Default: agentos-data."
+    ),
+]
+Listen = Annotated[str, typer.Option("--listen", metavar="URL", help="Where to listen.")]
+
+
+def up(
+    regions: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="How many regions.", show_default="1")
+    ] = None,
+    proxies: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="Proxies in each region.", show_default="2"),
+    ] = None,
+    data: DataOption = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="URL",
+            help="Where the gateway listens. Default: tcp://127.0.0.1:7170.",
+        ),
+    ] = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    log_level: LogLevel = "warning",
+) -> int:
+    """Run a whole cluster on this machine, a process for each role, until Ctrl-C or SIGTERM.
+
+    Prints a line with the address when it is ready, and writes DIR/cluster.json. A role that dies
+    is started again. Both Ctrl-C and SIGTERM stop everything in order (exit code 0); a second one
+    does not wait.
+    """
+    logs.configure(log_level)
+    found = configuration(config).with_cluster(
+        regions=regions, proxies=proxies, data=data, listen=listen
+    )
+
+    def ready(record: ClusterRecord) -> None:
+        if as_json:
+            output.document(record)
+        else:
+            output.line(_announcement(found, record))
+
+    asyncio.run(Supervisor(found, log_level=log_level, on_ready=ready).run())
+    return 0
+
+
+def _announcement(config: Config, record: ClusterRecord) -> str:
+    regions, proxies = len(config.cluster.region_names), len(config.cluster.proxy_names)
+    return (
+        f"agentos is ready at {record.url} (1 gateway, {_count(regions, 'region')}, {_count(proxies, 'proxy')}; "
+        f"agents: {', '.join(config.agents)}; data in {config.cluster.data})"
+    )
+
+
+def _count(number: int, what: str) -> str:
+    plural = what.removesuffix("y") + ("ies" if what.endswith("y") else "s")
+    return f"{number} {what if number == 1 else plural}"
+
+
+def gateway(
+    listen: Listen = "tcp://127.0.0.1:7170",
+    data: DataOption = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="URL[,URL]", help="A store elsewhere, instead of a database in DIR."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Its name among several gateways.")] = "main",
+    config: ConfigFile = None,
+    as_json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run a gateway, with the store in it or below one elsewhere."""
+    found = configuration(config, keys=False).with_cluster(data=data)
+    spec = RoleSpec(
+        role=f"gateway/{name}",
+        listen=listen,
+        parents=urls(store) if store else (),
+        database="" if store else _database(found),
+        data="" if store else found.cluster.data,
+        limits=found.limits,
+        log_level=log_level,
+    )
+    _run(spec, as_json=as_json)
+
+
+def store(
+    listen: Listen = "tcp://127.0.0.1:7171",
+    data: DataOption = None,
+    config: ConfigFile = None,
+    as_json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run a store of its own, for several gateways on one database."""
+    found = configuration(config, keys=False).with_cluster(data=data)
+    spec = RoleSpec(
+        role="store",
+        listen=listen,
+        database=_database(found),
+        data=found.cluster.data,
+        limits=found.limits,
+        log_level=log_level,
+    )
+    _run(spec, as_json=as_json)
+
+
+def region(
+    name: Annotated[str, typer.Argument(help="Its name, like `eu`.")],
+    gateway: Annotated[
+        str, typer.Option(metavar="URL[,URL]", help="The gateways above it, tried in order.")
+    ] = "tcp://127.0.0.1:7170",
+    listen: Listen = "tcp://127.0.0.1:*",
+    config: ConfigFile = None,
+    as_json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run a region. It waits for its gateway if that is not there yet."""
+    found = configuration(config, keys=False)
+    spec = RoleSpec(
+        role=f"region/{_named(name, 'NAME', 1)}",
+        listen=listen,
+        parents=urls(gateway),
+        limits=found.limits,
+        log_level=log_level,
+    )
+    _run(spec, as_json=as_json)
+
+
+def proxy(
+    name: Annotated[
+        str, typer.Argument(metavar="REGION/NAME", help="Its region and name, like `eu/1`.")
+    ],
+    region_url: Annotated[
+        str, typer.Option("--region-url", metavar="URL[,URL]", help="Where its region listens.")
+    ],
+    config: ConfigFile = None,
+    as_json: Json = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Run an agent proxy with the agents that the configuration gives it."""
+    found = configuration(config)
+    spec = RoleSpec(
+        role=f"proxy/{_named(name, 'REGION/NAME', 2)}",
+        parents=urls(region_url),
+        agents=found.offered_by(name),
+        limits=found.limits,
+        log_level=log_level,
+    )
+    _run(spec, as_json=as_json)
+
+
+def cleanup(
+    data: Annotated[str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")],
+    as_json: Json = False,
+) -> None:
+    """End what a crash left behind: the processes in DIR/cluster.json that are still ours."""
+    if not Path(data).is_dir():
+        raise ConfigError(f"there is no folder {data}")
+    fates = end_leftovers(data)
+    if as_json:
+        output.document(fates)
+    elif not fates:
+        output.line(f"{data}: nothing was left behind")
+    for name, fate in {} if as_json else fates.items():
+        output.line(f"{name}: {fate}")
+
+
+def _run(spec: RoleSpec, *, as_json: bool) -> None:
+    logs.configure(spec.log_level)
+    # `agentos` is a script in a folder of its own; agents are looked for where one works.
+    sys.path.insert(0, str(Path.cwd()))
+
+    def ready(found: Ready) -> None:
+        if as_json:
+            output.document(found)
+        else:
+            output.line(f"{found.role} is ready" + (f" at {found.url}" if found.url else ""))
+
+    run_role(spec, ready)
+
+
+def _database(config: Config) -> str:
+    folder = Path(config.cluster.data).absolute()
+    return config.cluster.database or f"sqlite:///{folder / 'agentos.db'}"
+
+
+def _named(name: str, metavar: str, parts: int) -> str:
+    pieces = name.split("/")
+    if len(pieces) != parts or not all(pieces):
+        raise typer.BadParameter(f"{name!r} is no {metavar}")
+    return name

@@ -1,0 +1,233 @@
+"""The data folder: who has it now, and which processes a cluster consists of.
+
+`lock` is held (flock) by whoever has the folder's database open; the kernel lets it go when the
+last of them ends, however it ends. `cluster.json` lists the processes of `agentos up`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+
+from agentos.core.errors import AddressTaken, ConfigError
+
+END_S = 5.0
+START_TOLERANCE_S = 1.5
+"""Start times are derived from the wall clock at boot, which may be set in between."""
+
+
+class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a cluster, with what it takes to know it again.
+
+    Args:
+        name: the role's address, or `up` for the supervisor.
+        pid: its process id.
+        started: when it started, in Unix seconds as the kernel counts them.
+        command: its command line.
+        address: where it listens; "" if it does not.
+    """
+
+    name: str
+    pid: int
+    started: float
+    command: tuple[str, ...]
+    address: str = ""
+
+    @classmethod
+    def of(cls, name: str, pid: int, address: str = "") -> RoleProcess | None:
+        """The record of a living process; None if it has ended."""
+        try:
+            process = psutil.Process(pid)
+            command = tuple(process.cmdline())
+            return cls(
+                name=name,
+                pid=pid,
+                started=process.create_time(),
+                command=command,
+                address=address,
+            )
+        except psutil.Error:
+            return None
+
+    def find(self) -> psutil.Process | None:
+        """The process, if it lives and is still this one: pids are used again."""
+        now = RoleProcess.of(self.name, self.pid)
+        if now is None or now.command != self.command:
+            return None
+        if abs(now.started - self.started) > START_TOLERANCE_S:
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else process
+        except psutil.Error:
+            return None
+
+
+class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`cluster.json`: the supervisor, then every role that it runs."""
+
+    url: str
+    supervisor: RoleProcess
+    roles: tuple[RoleProcess, ...]
+
+
+class _Holder(msgspec.Struct):
+    pid: int
+    url: str = ""
+
+
+class DataFolder:
+    """A data folder that is ours until it is closed. A context manager.
+
+    Args:
+        path: the folder; made if it does not exist.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+        AddressTaken: a living cluster uses it; the message names its process and URL.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder()
+            os.close(self.lock)
+            raise AddressTaken(
+                f"the data folder {self.path} is in use by process {holder.pid}"
+                + (f", a cluster at {holder.url}" if holder.url else "")
+                + ": stop that one, or choose another folder with --data"
+            ) from None
+
+    def tell(self, url: str) -> None:
+        """Note who has the folder, for the next one who asks.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        note = msgspec.json.encode(_Holder(pid=os.getpid(), url=url))
+        try:
+            os.ftruncate(self.lock, 0)
+            os.pwrite(self.lock, note, 0)
+        except OSError as error:
+            raise unusable(self.path, error) from error
+
+    def write(self, record: ClusterRecord) -> None:
+        """Replace `cluster.json` at once, so that nobody reads half of it.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        new = self.path / "cluster.json.new"
+        try:
+            new.write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+            new.replace(self.path / "cluster.json")
+        except OSError as error:
+            raise unusable(self.path, error) from error
+
+    def forget(self) -> None:
+        """Remove `cluster.json`: none of its processes is left."""
+        (self.path / "cluster.json").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let the folder go. Idempotent."""
+        if self.lock >= 0:
+            os.close(self.lock)
+            self.lock = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _holder(self) -> _Holder:
+        try:
+            return msgspec.json.decode(os.pread(self.lock, 4096, 0), type=_Holder)
+        except msgspec.DecodeError:
+            return _Holder(pid=0)
+
+
+def unusable(path: Path, error: OSError) -> ConfigError:
+    """What to say when a data folder cannot be used."""
+    return ConfigError(f"cannot use {path} as data folder: {error.strerror or error}")
+
+
+def read_record(path: str | Path) -> ClusterRecord | None:
+    """The `cluster.json` of a data folder; None if there is none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    file = Path(path) / "cluster.json"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=ClusterRecord)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror or error}") from error
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{file}: is not a list of a cluster's processes: {error}") from error
+
+
+def cleanup(path: str | Path, grace_s: float = END_S) -> dict[str, str]:
+    """End what a crash left behind: SIGTERM, and SIGKILL after a while.
+
+    Args:
+        path: the data folder.
+        grace_s: seconds that they have to end by themselves.
+
+    Returns:
+        what became of each role of `cluster.json`: `ended`, `killed`, or `gone` before.
+
+    Raises:
+        AddressTaken: the supervisor is alive: stop that one.
+        ConfigError: `cluster.json` cannot be read.
+    """
+    record = read_record(path)
+    if record is None:
+        return {}
+    if record.supervisor.find() is not None:
+        raise AddressTaken(
+            f"the cluster at {record.url} is running: stop its process {record.supervisor.pid} "
+            "(Ctrl-C or SIGTERM), which stops the others"
+        )
+    found = {role.name: role.find() for role in record.roles}
+    stubborn = _end([process for process in found.values() if process], grace_s)
+    with DataFolder(path) as folder:
+        folder.forget()
+    return {
+        name: "gone" if not process else "killed" if process in stubborn else "ended"
+        for name, process in found.items()
+    }
+
+
+def _end(processes: list[psutil.Process], grace_s: float) -> list[psutil.Process]:
+    """End these processes; returns the ones that took SIGKILL."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=grace_s)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=grace_s)
+    return list(stubborn)

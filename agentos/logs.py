@@ -1,0 +1,78 @@
+"""Logs: structlog to standard error, for people on a terminal and as JSON lines elsewhere.
+
+Tracebacks are plain: structlog's rich ones show the values of local variables, and those hold
+prompts and results.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal, TextIO, get_args
+
+import structlog
+
+from agentos.core.errors import ConfigError
+
+Level = Literal["debug", "info", "warning", "error"]
+
+
+def quiet_unless_configured() -> None:
+    """Warnings and errors only, to standard error, unless the application has set structlog up.
+
+    Called where a library user enters (a host, a client): structlog's own default would print
+    every line to standard output.
+    """
+    if not structlog.is_configured():
+        configure("warning")
+
+
+class _Unbreakable:
+    """A stream whose reader may go away: a log line that nobody can read must not stop a role."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return 0
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+def configure(level: str, stream: TextIO | None = None) -> None:
+    """Set logging up for this process.
+
+    Args:
+        level: the least that is logged: debug, info, warning or error.
+        stream: where to; standard error unless given.
+
+    Raises:
+        ConfigError: there is no such level.
+    """
+    if level not in get_args(Level):
+        raise ConfigError(f"{level!r} is no log level: use {', '.join(get_args(Level))}")
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
+    renderers: list[Any] = (
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        if terminal
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(
+                fmt="%H:%M:%S" if terminal else "iso", utc=not terminal
+            ),
+            *renderers,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=_Unbreakable(stream)),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,215 @@
+"""One role in a process of its own: `python -m agentos.role`, and the role commands of the CLI.
+
+A supervised role (`agentos up` starts those) reads its `RoleSpec` from standard input as one line
+of JSON, when its parents are known; prints one line of JSON when it is ready, or why it cannot be;
+and ends when standard input does, so that it never outlives its supervisor, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import IO, NoReturn
+
+import msgspec
+import structlog
+
+from agentos import logs
+from agentos.agents.local_model import LocalModelServer
+from agentos.cluster import Host
+from agentos.config import AgentConfig, make_agents, needs_local_model
+from agentos.core.errors import (
+    AddressTaken,
+    AgentOSError,
+    ConfigError,
+    LocalProtocolError,
+    StorageError,
+)
+from agentos.core.limits import Limits
+from agentos.datadir import DataFolder
+
+REFUSED_FACTOR = 2.0
+"""How much longer a role asks for a name that another has than the dead are remembered."""
+SILENT_S = 3.0
+"""When a role that no parent answers says so."""
+WRONG = 2
+"""Exit status: what was asked for cannot be, and trying again will not change it."""
+ORPHAN_S = 10.0
+"""How long the orderly stop of a role may take whose supervisor is gone."""
+STOPPED, FAILED = "stopped", "failed"
+
+log = structlog.get_logger()
+
+
+class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one role needs to start.
+
+    Args:
+        role: its address: `gateway/NAME`, `store`, `region/NAME` or `proxy/REGION/NAME`.
+        listen: where it listens; "" if it does not.
+        parents: the URLs above it: of stores, gateways or regions.
+        database: its database's URL, if it has one.
+        data: the folder that it locks; "" if somebody else has locked it.
+        agents: what a proxy offers.
+        local_url: where the local model answers; a proxy that needs one starts it if there is none.
+        limits: the cluster's.
+        log_level: the least that is logged.
+    """
+
+    role: str
+    listen: str = ""
+    parents: tuple[str, ...] = ()
+    database: str = ""
+    data: str = ""
+    agents: dict[str, AgentConfig] = {}
+    local_url: str = ""
+    limits: Limits = Limits()
+    log_level: str = "info"
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True):
+    """What a role says of itself: that it is ready, or the error that keeps it from it."""
+
+    role: str
+    pid: int
+    url: str = ""
+    error: str = ""
+
+
+def run(
+    spec: RoleSpec, report: Callable[[Ready], None], stop: queue.SimpleQueue[str] | None = None
+) -> None:
+    """Run a role until SIGTERM, SIGINT or a word in `stop`; then stop it in order.
+
+    Args:
+        spec: which.
+        report: told once, when the role is ready: it listens, and its parent has welcomed it.
+        stop: another way to stop it. (A `SimpleQueue`, because signal handlers may put into it.)
+
+    Raises:
+        AddressTaken: the address to listen on, or the name at the parent, belongs to another.
+        ConfigError: the agents or the data folder cannot be used.
+        AgentOSError: the role failed too often to go on.
+    """
+    stop = stop or queue.SimpleQueue()
+    words = stop
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: words.put(STOPPED))
+    with contextlib.ExitStack() as stack:
+        if spec.data:
+            stack.enter_context(DataFolder(spec.data)).tell(spec.listen)
+        agents = make_agents(spec.agents, _local_url(spec, stack))
+        host = Host(spec.limits, agents, on_give_up=lambda _address: words.put(FAILED))
+        stack.enter_context(host)
+        url = _start(host, spec)
+        if _joined(host, spec, stop):
+            report(Ready(role=spec.role, pid=os.getpid(), url=url))
+        if stop.get() == FAILED:
+            raise AgentOSError(f"{spec.role} failed too often to go on; its log says why")
+        log.info("role_stops", role=spec.role)
+
+
+def _local_url(spec: RoleSpec, stack: contextlib.ExitStack) -> str:
+    if spec.local_url or not needs_local_model(spec.agents.values()):
+        return spec.local_url
+    return stack.enter_context(LocalModelServer()).url
+
+
+def _start(host: Host, spec: RoleSpec) -> str:
+    kind, _, name = spec.role.partition("/")
+    if kind == "gateway":
+        database = spec.database or None
+        return host.gateway(spec.listen, name=name, database=database, store=spec.parents)
+    if kind == "store":
+        return host.store(spec.database, spec.listen)
+    if kind == "region":
+        return host.region(name, spec.listen, spec.parents)
+    if kind == "proxy":
+        region, _, own = name.partition("/")
+        host.proxy(region, own, spec.parents)
+        return ""
+    raise ConfigError(f"{spec.role!r} is no role")
+
+
+def _joined(host: Host, spec: RoleSpec, stop: queue.SimpleQueue[str]) -> bool:
+    """Wait for the parent's welcome; returns False if the role was stopped before.
+
+    Raises:
+        AddressTaken: another living process has the name.
+    """
+    if not spec.parents:
+        return True
+    begun = time.monotonic()
+    silent = False
+    uplink = host.uplink(spec.role)
+    patience_s = spec.limits.link_ping_s * spec.limits.suspect_after
+    while not uplink.wait_up(0.1):
+        waited_s = time.monotonic() - begun
+        if not stop.empty():
+            return False
+        if uplink.refusal and waited_s > REFUSED_FACTOR * patience_s:
+            raise AddressTaken(f"{spec.role}: refused by the parent: {uplink.refusal}")
+        if waited_s > SILENT_S and not silent and not uplink.refusal:
+            silent = True
+            log.warning("no_parent_answers", role=spec.role, urls=spec.parents)
+    return True
+
+
+# -- supervised ------------------------------------------------------------------------------------
+
+
+def main() -> NoReturn:
+    """`python -m agentos.role NAME`: the name is for people who look at the process list."""
+    # What agents print belongs in the log: standard output is for the supervisor.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    line = _line(0)
+    if not line:
+        sys.exit(0)
+    spec = msgspec.json.decode(line, type=RoleSpec)
+    logs.configure(spec.log_level)
+    stop: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_leave_with_supervisor, args=(stop,), daemon=True).start()
+    try:
+        run(spec, lambda ready: _say(out, ready), stop)
+    except AgentOSError as error:
+        _say(out, Ready(role=spec.role, pid=os.getpid(), error=str(error)))
+        wrong = (AddressTaken, ConfigError, LocalProtocolError, StorageError)
+        sys.exit(WRONG if isinstance(error, wrong) else 1)
+    sys.exit(0)
+
+
+def _line(fd: int) -> bytes:
+    """One line, read without a buffer: a thread that holds a buffer's lock would block the exit."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(fd, 1 << 20)
+        if not piece:
+            return b""
+        line += piece
+    return line
+
+
+def _leave_with_supervisor(stop: queue.SimpleQueue[str]) -> None:
+    while os.read(0, 1 << 16):
+        pass
+    stop.put(STOPPED)
+    time.sleep(ORPHAN_S)
+    os._exit(1)
+
+
+def _say(out: IO[str], ready: Ready) -> None:
+    # A supervisor that is gone hears nothing; its end of standard input says the rest.
+    with contextlib.suppress(OSError):
+        out.write(msgspec.json.encode(ready).decode() + "\n")
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()
