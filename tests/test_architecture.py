@@ -31,9 +31,10 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "core": frozenset({"core"}),
     "transports": frozenset({"core", "transports"}),
     "storage": frozenset({"core", "storage"}),
-    "agents": frozenset({"core", "agents"}),
+    "answers": frozenset({"core"}),
+    "agents": frozenset({"core", "answers", "agents"}),
     "registry": frozenset({"core"}),
-    "runtime": frozenset({"core", "registry", "runtime"}),
+    "runtime": frozenset({"core", "answers", "registry", "runtime"}),
     "simulation": frozenset({"core", "simulation", "storage"}),
 }
 """What a room may import. Rooms that are not here may import all but the adapters and the CLI."""

@@ -127,7 +127,8 @@ class Deliberation:
 
     @staticmethod
     def _agreement(values: list[Any]) -> list[int]:
-        keys = [dump(value) for value in values]
+        # Two objects agree whatever the order of their keys.
+        keys = [msgspec.json.encode(value, order="sorted") for value in values]
         counts = Counter(keys)
         return [counts[key] for key in keys]
 

@@ -43,6 +43,10 @@ class Executor:
         """Whether a call to this agent would start at once."""
         return self._free.get(agent, 0) > 0
 
+    def start(self, call: m.Call) -> list[m.Send] | None:
+        """Take a call only if it starts at once; `None`, and nothing changed, if it would wait."""
+        return self.submit(call) if self.has_room(call.agent) else None
+
     def submit(self, call: m.Call) -> list[m.Send]:
         """Start a call, let it wait, or refuse it.
 
@@ -56,7 +60,7 @@ class Executor:
         out = self._drop(key)
         if call.agent not in self._free:
             return [*out, self._refuse(call, f"{self._address} does not offer {call.agent!r}")]
-        if len(self._queued) >= self._max_waiting:
+        if not self.has_room(call.agent) and len(self._queued) >= self._max_waiting:
             return [*out, self._refuse(call, f"{self._address} has {len(self._queued)} waiting")]
         self._queued[key] = call
         self._waiting[call.agent].push(_name(key), call, call.priority)
@@ -72,12 +76,22 @@ class Executor:
         self._free[call.agent] += 1
         return call, self._fill(call.agent)
 
-    def abort(self, task_id: int, below: Epoch, row: str = "") -> list[m.Send]:
-        """Drop the calls of a task under epochs older than `below`, waiting or running."""
+    def abort(self, task_id: int, below: Epoch, row: str = "", owner: str = "") -> list[m.Send]:
+        """Drop the calls of a task under epochs older than `below`, waiting or running.
+
+        Args:
+            task_id: the task.
+            below: the epoch from which on calls are kept.
+            row: only the call of this row.
+            owner: only the calls of this owner.
+        """
         keys = [
             key
             for key, call in [*self._queued.items(), *self._running.items()]
-            if call.task_id == task_id and call.epoch < below and row in {"", call.row}
+            if call.task_id == task_id
+            and call.epoch < below
+            and row in {"", call.row}
+            and owner in {"", call.owner}
         ]
         return [send for key in keys for send in self._drop(key)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
-from agentos.core.errors import AgentNotOffered, GraphError, Overloaded
+from agentos.core.errors import AgentNotOffered, AgentOSError, GraphError, Overloaded
 from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
 from agentos.core.placement import Placement
@@ -19,6 +20,12 @@ from agentos.core.timers import Timers
 SWEEP, LOOK = "sweep", "look"
 PATIENCE = 30
 """Resend times for which a client's request waits for the store; its client has asked again by then."""
+
+
+RECHECKED = 64
+"""Watched tasks that one sweep asks the store about: an `Ended` may have been lost."""
+ONLY_FROM = {m.Started: "region", m.Ended: "region", m.Cancelled: "store", m.Refused: "store"}
+"""Where the table of routes lets more roles speak to a gateway than this machine needs."""
 
 
 class Waiting(msgspec.Struct):
@@ -36,6 +43,7 @@ class GatewayMachine:
 
     Args:
         address: its own, like `gateway/a`: tells gateways on one database apart.
+        incarnation: differs at every start, so that no answer to an earlier one is taken for ours.
         limits: bounds and intervals.
         balancer: chooses the region for a task.
     """
@@ -45,6 +53,7 @@ class GatewayMachine:
         limits: Limits,
         *,
         address: str,
+        incarnation: str,
         balancer: Balancer | None = None,
     ) -> None:
         self.address = address
@@ -52,6 +61,8 @@ class GatewayMachine:
         self._placement = Placement(self.address, limits, balancer or LeastLoaded())
         self._waiting: dict[str, Waiting] = {}
         self._watchers: dict[int, dict[str, bool]] = {}
+        self._watching = 0
+        self._incarnation = incarnation
         self._refs = 0
         self._settled = False
         self.counters: Counter[str] = Counter()
@@ -80,7 +91,10 @@ class GatewayMachine:
 
     def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
         """Take one message."""
-        handler = self._handlers.get(type(envelope.message))
+        kind = type(envelope.message)
+        if ONLY_FROM.get(kind, "") not in {"", m.role_of(envelope.sender)}:
+            return []
+        handler = self._handlers.get(kind)
         return handler(envelope.message, envelope, now) if handler else []
 
     def next_deadline(self) -> float | None:
@@ -96,13 +110,7 @@ class GatewayMachine:
                 self._require(graph.agents)
             self._admit()
         except (GraphError, AgentNotOffered, Overloaded) as error:
-            self.counters[f"refused.{error.code}"] += 1
-            refused = m.Refused(
-                code=error.code,
-                reason=str(error),
-                retry_after_s=getattr(error, "retry_after_s", None),
-            )
-            return [m.Send(e.sender, refused, e.ref)]
+            return self._refuse(e.sender, e.ref, error)
         create = m.CreateTask(
             user_id=q.user_id,
             task_type=q.task_type,
@@ -125,8 +133,6 @@ class GatewayMachine:
         )
 
     def _admit(self) -> None:
-        if len(self._waiting) >= self._limits.max_pending_submits:
-            raise Overloaded(f"{len(self._waiting)} requests wait for the database")
         unfinished = self._placement.unfinished
         if unfinished >= self._limits.max_unfinished:
             raise Overloaded(f"{unfinished} tasks are unfinished", self._limits.sweep_s)
@@ -166,10 +172,7 @@ class GatewayMachine:
         if q.client != e.sender:
             return []
         if not self._add_watcher(q.task_id, q.client, progress=q.progress):
-            refused = m.Refused(
-                code=Overloaded.code, reason="too many watchers: poll", retry_after_s=1.0
-            )
-            return [m.Send(e.sender, refused, e.ref)]
+            return self._refuse(e.sender, e.ref, Overloaded("too many watchers: poll"))
         return self._look_up(q, e.ref, now)
 
     def _unwatch(self, q: m.Unwatch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -186,16 +189,11 @@ class GatewayMachine:
         waiting = self._answered(e.ref)
         if waiting is None or waiting.watch is None:
             return []
+        if not waiting.client:
+            return self._rechecked(q)
         if q.state in m.TERMINAL:
-            ended = m.Ended(
-                task_id=q.task_id,
-                epoch=q.epoch,
-                state=q.state,
-                response=q.response or "",
-                error=q.error,
-            )
             self._drop_watcher(q.task_id, waiting.client)
-            return [m.Send(waiting.client, ended, waiting.ref)]
+            return [m.Send(waiting.client, _ended_as(q), waiting.ref)]
         where = q.owner or q.region
         event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=where)
         out = [m.Send(waiting.client, event, waiting.ref)] if waiting.ref else []
@@ -205,15 +203,23 @@ class GatewayMachine:
 
     def _refused(self, q: m.Refused, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         """The store's refusal goes to whoever waits for its answer."""
-        if e.sender != m.STORE:
-            return []
         waiting = self._answered(e.ref)
         if waiting is None:
+            return []
+        if waiting.watch is not None and not waiting.client:
+            self._forget_watchers(waiting.watch.task_id)
             return []
         self.counters[f"refused.{q.code}"] += 1
         if waiting.watch is not None:
             self._drop_watcher(waiting.watch.task_id, waiting.client)
         return [m.Send(waiting.client, q, waiting.ref)]
+
+    def _refuse(self, client: str, ref: str, error: AgentOSError) -> list[m.Send]:
+        self.counters[f"refused.{error.code}"] += 1
+        refused = m.Refused(
+            code=error.code, reason=str(error), retry_after_s=getattr(error, "retry_after_s", None)
+        )
+        return [m.Send(client, refused, ref)]
 
     def _get_cluster(self, q: m.GetCluster, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         regions = tuple(
@@ -239,33 +245,62 @@ class GatewayMachine:
     # -- requests to the store -------------------------------------------------------------------
 
     def _ask(self, question: m.Message, waiting: Waiting, now: float) -> list[m.Send]:
+        if len(self._waiting) >= self._limits.max_pending_submits:
+            error = Overloaded(f"{len(self._waiting)} requests wait for the database")
+            return self._refuse(waiting.client, waiting.ref, error) if waiting.client else []
         self._refs += 1
-        ref = f"g{self._refs}"
+        ref = f"{self._incarnation}.{self._refs}"
         self._waiting[ref] = waiting
         self._timers.set(ref, now + PATIENCE * self._limits.resend_s)
         return [m.Send(m.STORE, question, ref)]
 
     def _answered(self, ref: str) -> Waiting | None:
-        self._timers.cancel(ref)
-        return self._waiting.pop(ref, None)
+        waiting = self._waiting.pop(ref, None)
+        if waiting is not None:
+            self._timers.cancel(ref)
+        return waiting
 
     # -- watchers --------------------------------------------------------------------------------
 
     def _add_watcher(self, task_id: int, client: str, *, progress: bool) -> bool:
-        known = self._watchers.get(task_id)
-        if known is None and len(self._watchers) >= self._limits.max_watchers:
-            return False
+        if client not in self._watchers.get(task_id, {}):
+            if self._watching >= self._limits.max_watchers:
+                return False
+            self._watching += 1
         self._watchers.setdefault(task_id, {})[client] = progress
         return True
 
     def _drop_watcher(self, task_id: int, client: str) -> None:
         clients = self._watchers.get(task_id, {})
-        clients.pop(client, None)
+        if clients.pop(client, None) is not None:
+            self._watching -= 1
         if not clients:
             self._watchers.pop(task_id, None)
 
+    def _forget_watchers(self, task_id: int) -> list[str]:
+        clients = list(self._watchers.pop(task_id, ()))
+        self._watching -= len(clients)
+        return clients
+
     def _announce(self, ended: m.Ended) -> list[m.Send]:
-        return [m.Send(client, ended) for client in self._watchers.pop(ended.task_id, ())]
+        return [m.Send(client, ended) for client in self._forget_watchers(ended.task_id)]
+
+    def _recheck(self, task_id: int, now: float) -> list[m.Send]:
+        """Ask the store how a watched task stands, for all who watch it."""
+        nobody = Waiting("", "", watch=m.Watch(task_id=task_id, client="", progress=False))
+        return self._ask(m.GetTask(task_id=task_id), nobody, now)
+
+    def _rechecked(self, q: m.TaskInfo) -> list[m.Send]:
+        if q.state in m.TERMINAL:
+            return self._announce(_ended_as(q))
+        return self._tell_owner(q.task_id, q.owner) if q.owner else []
+
+    def _tell_owner(self, task_id: int, owner: str) -> list[m.Send]:
+        return [
+            m.Send(owner, m.Watch(task_id=task_id, client=client))
+            for client, progress in self._watchers.get(task_id, {}).items()
+            if progress
+        ]
 
     # -- regions ---------------------------------------------------------------------------------
 
@@ -278,22 +313,14 @@ class GatewayMachine:
         return self._placement.declined(q, e.sender, now)
 
     def _started(self, q: m.Started, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        watchers = self._watchers.get(q.task_id, {})
-        return [
-            m.Send(q.owner, m.Watch(task_id=q.task_id, client=client))
-            for client, progress in watchers.items()
-            if progress
-        ]
+        return self._tell_owner(q.task_id, q.owner)
 
     def _ended(self, q: m.Ended, e: m.Envelope, now: float) -> list[m.Send]:
         self.counters[q.state] += 1
         if q.response or q.task_id not in self._watchers:
             out = self._announce(q)
         else:  # the region learned of the end from the store; the response is there
-            out = []
-            for client, progress in list(self._watchers[q.task_id].items()):
-                watch = m.Watch(task_id=q.task_id, client=client, progress=progress)
-                out += self._look_up(watch, "", now)
+            out = self._recheck(q.task_id, now)
         return out + self._placement.ended(e.sender, now)
 
     # -- time ------------------------------------------------------------------------------------
@@ -306,13 +333,20 @@ class GatewayMachine:
                 out += self._look(now)
             elif key == SWEEP:
                 # The first sweep waits: regions that are alive have a right to say so.
-                wait = self._limits.sweep_s if self._settled else self._limits.suspicion_s
-                self._timers.set(SWEEP, now + wait)
-                if self._settled:
-                    out.append(m.Send(m.STORE, m.CountTasks()))
+                limits, settled = self._limits, self._settled
+                wait_s = limits.sweep_s if settled else limits.suspicion_s + limits.reconnect_max_s
+                self._timers.set(SWEEP, now + wait_s)
+                out += self._sweep(now) if settled else []
                 self._settled = True
             else:
                 self._waiting.pop(key, None)
+        return out
+
+    def _sweep(self, now: float) -> list[m.Send]:
+        out = [m.Send(m.STORE, m.CountTasks())]
+        for task_id in list(islice(self._watchers, RECHECKED)):
+            self._watchers[task_id] = self._watchers.pop(task_id)  # to the end: each has its turn
+            out += self._recheck(task_id, now)
         return out
 
     def _look(self, now: float) -> list[m.Send]:
@@ -322,3 +356,13 @@ class GatewayMachine:
         self.counters["regions_suspected"] += len(suspects)
         count = [m.Send(m.STORE, m.CountTasks())] if suspects else []
         return count + self._placement.repeat(now)
+
+
+def _ended_as(task: m.TaskInfo) -> m.Ended:
+    return m.Ended(
+        task_id=task.task_id,
+        epoch=task.epoch,
+        state=task.state,
+        response=task.response or "",
+        error=task.error,
+    )

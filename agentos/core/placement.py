@@ -131,8 +131,8 @@ class Placement:
     def claimed(self, q: m.Claimed) -> list[m.Send]:
         """The store's answer: granted, the task is the region's."""
         placing = self._placing.get(q.task_id)
-        if placing is None or (q.granted and q.epoch != placing.claim.expected.next_global()):
-            return []  # the answer to an earlier claim
+        if placing is None or not _answers(q, placing.claim):
+            return []
         del self._placing[q.task_id]
         if not q.granted:
             return []
@@ -194,6 +194,9 @@ class Placement:
             return []  # it came back before we acted
         for task in q.tasks:
             out += self.place(task, now, exclude=q.region)
+        if q.region and len(q.tasks) == PAGE:
+            last = max(task.task_id for task in q.tasks)
+            out.append(m.Send(m.STORE, m.FindTasks(region=q.region, after=last, limit=PAGE)))
         return out
 
     def counted(self, q: m.TaskCounts, now: float) -> list[m.Send]:
@@ -206,5 +209,12 @@ class Placement:
                 known = self._by_region.get(count.region, 0)
                 self._by_region[count.region] = known + count.count
         dead = [region for region in self._by_region if not self.regions.alive(region)]
-        find = [m.Send(m.STORE, m.FindTasks(region=region, limit=PAGE)) for region in dead]
+        find = [m.Send(m.STORE, m.FindTasks(region=region, after=0, limit=PAGE)) for region in dead]
         return [*self.pull(now), *find]
+
+
+def _answers(q: m.Claimed, claim: m.Claim) -> bool:
+    """Whether this can be the answer to this claim, and not to one before it."""
+    if q.granted:
+        return q.epoch == claim.expected.next_global()
+    return q.epoch > claim.expected or (q.state in m.TERMINAL and q.epoch == claim.expected)

@@ -9,13 +9,15 @@ from typing import Any
 import msgspec
 
 from agentos.core import messages as m
+from agentos.core.calls import Context, TimerKey
 from agentos.core.epoch import Epoch
-from agentos.core.errors import GraphError
+from agentos.core.errors import GraphError, TaskNotFound
 from agentos.core.executor import Executor
 from agentos.core.graph import parse_graph
 from agentos.core.jsontext import dump
 from agentos.core.limits import Limits
-from agentos.core.taskrun import Context, TaskRun, TimerKey
+from agentos.core.rows import plain
+from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 
 BEAT: TimerKey = (0, "beat")
@@ -28,6 +30,12 @@ class Loading(msgspec.Struct):
     run: m.Run
     rows: list[m.SavedRow]
     watchers: dict[str, bool]
+
+    @property
+    def ref(self) -> str:
+        """Tells the pages that this claim asked for from those of a claim before it."""
+        epoch = self.run.epoch
+        return f"{self.run.task_id}.{epoch.global_epoch}.{epoch.regional_epoch}"
 
 
 class ProxyMachine:
@@ -69,25 +77,26 @@ class ProxyMachine:
             region=self._region,
             limits=limits,
             timers=self._timers,
-            has_room=self._executor.has_room,
+            run_here=self._executor.start,
             chance=chance,
         )
-        self._handlers: dict[type, Callable[[Any, float], list[m.Send]]] = {
+        self._handlers: dict[type, Callable[[Any, m.Envelope, float], list[m.Send]]] = {
             m.Run: self._run,
             m.Progress: self._progress,
+            m.Refused: self._refused,
             m.Recorded: self._recorded,
             m.Stop: self._stop,
             m.Watch: self._watch,
             m.Unwatch: self._unwatch,
-            m.Call: lambda call, _: self._executor.submit(call),
+            m.Call: self._call,
             m.CallResult: self._result,
-            m.Placed: lambda q, now: self._of(q, TaskRun.placed, now),
-            m.CallRefused: lambda q, now: self._of(q, TaskRun.refused, now),
-            m.AbortCalls: lambda q, _: self._executor.abort(
-                q.task_id, q.epoch.next_regional(), q.row
+            m.Placed: self._placed,
+            m.CallRefused: self._call_refused,
+            m.AbortCalls: lambda q, e, _now: self._executor.abort(
+                q.task_id, q.epoch.next_regional(), q.row, e.sender
             ),
             m.PeerDown: self._peer_down,
-            m.Tick: lambda _, now: self._tick(now),
+            m.Tick: lambda _q, _e, now: self._tick(now),
         }
 
     def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
@@ -95,13 +104,13 @@ class ProxyMachine:
         if not self._may(envelope):
             return []
         out: list[m.Send] = []
-        inbox = deque([envelope.message])
+        inbox = deque([envelope])
         while inbox:
-            message = inbox.popleft()
-            handler = self._handlers.get(type(message))
-            for send in handler(message, now) if handler else []:
+            one = inbox.popleft()
+            handler = self._handlers.get(type(one.message))
+            for send in handler(one.message, one, now) if handler else []:
                 if send.to == self.address:
-                    inbox.append(send.message)
+                    inbox.append(m.Envelope(self.address, self.address, send.message, send.ref))
                 else:
                     out.append(send)
         return out
@@ -111,15 +120,24 @@ class ProxyMachine:
         return self._timers.next()
 
     def _may(self, envelope: m.Envelope) -> bool:
-        """Only our own region commands us, and an answer comes from the proxy that it names."""
-        message, role = envelope.message, m.role_of(envelope.sender)
+        """Only our own region commands us, and its proxies speak for themselves alone."""
+        message, sender = envelope.message, envelope.sender
+        match m.role_of(sender):
+            case "region":
+                return sender == self._region
+            case "agents":
+                return isinstance(message, m.CallResult) and message.proxy == self.address
+            case "client":
+                return isinstance(message, m.Watch | m.Unwatch) and message.client == sender
+            case "proxy" if m.region_of(sender) != self._region:
+                return False
         if isinstance(message, m.CallResult):
-            return message.proxy == (self.address if role == "agents" else envelope.sender)
-        return role != "region" or envelope.sender == self._region
+            return message.proxy == sender
+        return not isinstance(message, m.Call) or message.owner == sender
 
     # -- tasks -----------------------------------------------------------------------------------
 
-    def _run(self, run: m.Run, now: float) -> list[m.Send]:
+    def _run(self, run: m.Run, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         held = self._held(run.task_id)
         if held is not None and held >= run.epoch:
             return [self._started(run)] if held == run.epoch else []
@@ -136,16 +154,24 @@ class ProxyMachine:
         after = loading.rows[-1].node_id if loading.rows else ""
         self._timers.set((task_id, LOAD), now + self._limits.resend_s)
         return [
-            m.Send(m.STORE, m.GetProgress(task_id=task_id, after=after), str(loading.run.epoch))
+            m.Send(m.STORE, m.GetProgress(task_id=task_id, after=after), loading.ref),
         ]
 
-    def _progress(self, page: m.Progress, now: float) -> list[m.Send]:
+    def _progress(self, page: m.Progress, e: m.Envelope, now: float) -> list[m.Send]:
         loading = self._loading.get(page.task_id)
-        if loading is None:
-            return []
+        if loading is None or e.ref != loading.ref:
+            return []  # what an earlier claim asked for may lack what was saved since
         last = loading.rows[-1].node_id if loading.rows else ""
         loading.rows += [row for row in page.rows if row.node_id > last]
         return self._load(page.task_id, now) if page.more else self._begin(page.task_id, now)
+
+    def _refused(self, q: m.Refused, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        """The store has no such task: somebody deleted it after it had ended."""
+        for task_id, loading in self._loading.items():
+            if e.sender == m.STORE and e.ref == loading.ref and q.code == TaskNotFound.code:
+                out = self._give_up(task_id)
+                return [*out, self._dropped(task_id, loading.run.epoch, q.reason)]
+        return []
 
     def _begin(self, task_id: int, now: float) -> list[m.Send]:
         loading = self._loading.pop(task_id)
@@ -154,7 +180,7 @@ class ProxyMachine:
         try:
             graph = parse_graph(run.task_description, self._limits)
             task = TaskRun(run, graph, loading.rows, self._context)
-        except (GraphError, msgspec.MsgspecError, KeyError, ValueError) as error:
+        except (GraphError, msgspec.ValidationError, ValueError) as error:
             return [self._unreadable(run, error)]
         task.watchers = loading.watchers
         self._runs[task_id] = task
@@ -162,14 +188,14 @@ class ProxyMachine:
 
     def _unreadable(self, run: m.Run, error: Exception) -> m.Send:
         """The gateway accepted it, so somebody has changed it in the database since: it fails."""
-        reason = f"the stored task cannot be read: {error}"
+        reason = plain(f"the stored task cannot be read: {error}")
         response = dump({"task_id": run.task_id, "state": "failed", "error": {"reason": reason}})
         end = m.End("failed", response, reason)
         return m.Send(m.STORE, m.Record(task_id=run.task_id, epoch=run.epoch, end=end))
 
-    def _recorded(self, answer: m.Recorded, now: float) -> list[m.Send]:
-        task = self._runs.get(answer.task_id)
-        if task is None or task.epoch != answer.epoch:
+    def _recorded(self, answer: m.Recorded, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        task = self._run_of(answer)
+        if task is None:
             return []
         if answer.outcome == "stale":
             # Stale means stop: a newer owner exists, or the task has ended without us.
@@ -181,7 +207,7 @@ class ProxyMachine:
             del self._runs[answer.task_id]
         return out
 
-    def _stop(self, stop: m.Stop, now: float) -> list[m.Send]:  # noqa: ARG002 - a handler's shape
+    def _stop(self, stop: m.Stop, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         out = self._executor.abort(stop.task_id, stop.epoch)
         held = self._held(stop.task_id)
         if held is not None and held < stop.epoch:
@@ -203,12 +229,14 @@ class ProxyMachine:
         holder = self._loading.get(task_id) or self._runs.get(task_id)
         return holder.watchers if holder is not None else {}
 
-    def _watch(self, watch: m.Watch, now: float) -> list[m.Send]:  # noqa: ARG002
-        if self._held(watch.task_id) is not None:
-            self._watchers(watch.task_id)[watch.client] = watch.progress
+    def _watch(self, watch: m.Watch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        watchers = self._watchers(watch.task_id)
+        known = watch.client in watchers or len(watchers) < self._limits.max_watchers
+        if known and self._held(watch.task_id) is not None:
+            watchers[watch.client] = watch.progress
         return []
 
-    def _unwatch(self, watch: m.Unwatch, now: float) -> list[m.Send]:  # noqa: ARG002
+    def _unwatch(self, watch: m.Unwatch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         self._watchers(watch.task_id).pop(watch.client, None)
         return []
 
@@ -221,26 +249,50 @@ class ProxyMachine:
 
     # -- calls -----------------------------------------------------------------------------------
 
-    def _result(self, result: m.CallResult, now: float) -> list[m.Send]:
+    def _call(self, q: m.Call, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        """Run a call, unless it is one of our own that a slow region placed too late."""
+        if q.owner == self.address:
+            task = self._run_of(q)
+            if task is None or not task.calls.wants(q.row, q.attempt):
+                return []
+        return self._executor.submit(q)
+
+    def _result(self, result: m.CallResult, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         """From the runner: free the slot and tell the owner. From an executor: go on with it."""
-        call, out = self._executor.finished(result) if result.proxy == self.address else (None, [])
-        if call is not None and call.owner != self.address:
-            return [*out, m.Send(call.owner, result)]
-        return out + self._of(result, TaskRun.answered, now)
+        out: list[m.Send] = []
+        if result.proxy == self.address:
+            call, out = self._executor.finished(result)
+            if call is None:
+                return []  # it was revoked; its slot is free already
+            if call.owner != self.address:
+                return [*out, m.Send(call.owner, result)]
+        task = self._run_of(result)
+        return out + task.answered(result, now) if task is not None else out
 
-    def _of(
-        self, message: Any, method: Callable[[TaskRun, Any, float], list[m.Send]], now: float
-    ) -> list[m.Send]:
-        """Hand a message to the run that it belongs to, if that still has this epoch."""
-        task = self._runs.get(message.task_id)
-        if task is None or task.epoch != message.epoch:
-            return []
-        return method(task, message, now)
+    def _placed(self, q: m.Placed, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        task = self._run_of(q)
+        if task is not None and task.calls.wants(q.row):
+            return task.calls.placed(q, now)
+        # Placed too late: nobody waits for the answer any more.
+        return [m.Send(q.proxy, m.AbortCalls(task_id=q.task_id, epoch=q.epoch, row=q.row))]
 
-    def _peer_down(self, down: m.PeerDown, now: float) -> list[m.Send]:
+    def _call_refused(self, q: m.CallRefused, e: m.Envelope, now: float) -> list[m.Send]:
+        task = self._run_of(q)
+        return task.calls.refused(q, e.sender, now) if task is not None else []
+
+    def _run_of(
+        self, q: m.Call | m.CallResult | m.Placed | m.CallRefused | m.Recorded
+    ) -> TaskRun | None:
+        """The run that a message belongs to, if that still has its epoch."""
+        task = self._runs.get(q.task_id)
+        return task if task is not None and task.epoch == q.epoch else None
+
+    def _peer_down(self, down: m.PeerDown, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        if down.proxy == self.address:
+            return []  # we know better
         out = self._executor.abort_owner(down.proxy)
         for task in self._runs.values():
-            out += task.peer_down(down.proxy, now)
+            out += task.calls.peer_down(down.proxy, now)
         return out
 
     # -- time ------------------------------------------------------------------------------------

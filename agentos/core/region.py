@@ -11,14 +11,15 @@ import msgspec
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
 from agentos.core.epoch import Epoch
+from agentos.core.fleet import Fleet
 from agentos.core.limits import Limits
-from agentos.core.liveness import Liveness, Peer
 from agentos.core.timers import Timers
 
 BEAT, SWEEP, LOOK = (0, "beat"), (0, "sweep"), (0, "look")
 CLAIM = "claim"
-PLACEMENTS = 8_192
-"""Placements that are remembered, so that one that is asked for again goes to the same proxy."""
+REMEMBERED = 8_192
+"""Placements that are remembered, so that one that is asked for again goes to the same proxy; and
+stops, so that a call that was on its way meets them."""
 
 
 class Holding(msgspec.Struct):
@@ -54,10 +55,11 @@ class RegionMachine:
         self._limits = limits
         self._incarnation = incarnation
         self._balancer = balancer or LeastLoaded()
-        self._proxies: Liveness[m.ProxyBeat] = Liveness(limits.suspicion_s)
+        self._proxies = Fleet(limits.suspicion_s)
         self._tasks: dict[int, Holding] = {}
         self._owned: dict[str, int] = {}
         self._placements: OrderedDict[tuple[int, Epoch, str, int], str] = OrderedDict()
+        self._stops: OrderedDict[int, Epoch] = OrderedDict()
         self._timers: Timers[tuple[int, str]] = Timers()
         for key in (BEAT, SWEEP, LOOK):
             self._timers.set(key, 0.0)
@@ -76,10 +78,14 @@ class RegionMachine:
         }
 
     def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
-        """Take one message. A proxy of another region is not listened to."""
+        """Take one message. Other regions and their proxies are not listened to."""
         sender = envelope.sender
-        if m.role_of(sender) == "proxy" and m.region_of(sender) != self.address:
+        role = m.role_of(sender)
+        stranger = role == "proxy" and m.region_of(sender) != self.address
+        if stranger or (role == "region" and sender != self.address):
             return []
+        if isinstance(envelope.message, m.TasksFound) and envelope.ref != self._incarnation:
+            return []  # asked for by the region that was here before; we listen first
         handler = self._handlers.get(type(envelope.message))
         return handler(envelope.message, sender, now) if handler else []
 
@@ -100,8 +106,8 @@ class RegionMachine:
     def _claim_for(self, task_id: int, now: float, avoid: Collection[str] = ()) -> list[m.Send]:
         """Claim a task for the least loaded proxy that has room, or hand it back."""
         task = self._tasks[task_id]
-        missing = set(task.agents) - self._agents()
-        owner = None if missing else self._balancer.choose(self._room(), avoid)
+        missing = set(task.agents) - self._proxies.agents()
+        owner = None if missing else self._balancer.choose(self._proxies.room(self._owned), avoid)
         if owner is None:
             self._forget(task_id)
             reason = f"no live proxy offers {sorted(missing)}" if missing else "no room"
@@ -131,12 +137,12 @@ class RegionMachine:
         task = self._tasks.get(q.task_id)
         if task is None or not task.claiming or task.claim is None:
             return []
-        if q.granted and q.epoch != task.claim.expected.next_regional():
-            return []  # the answer to an earlier claim of ours
+        if not _answers(q, task.claim):
+            return []
         task.claiming = False
         self._timers.cancel((q.task_id, CLAIM))
         if not q.granted:
-            return self._lost(q)
+            return self._lost(q, task)
         task.epoch, task.since = q.epoch, now
         if not self._proxies.alive(q.owner):
             return self._claim_for(q.task_id, now, (q.owner,))
@@ -149,13 +155,14 @@ class RegionMachine:
         )
         return [m.Send(q.owner, run)]
 
-    def _lost(self, q: m.Claimed) -> list[m.Send]:
-        """Not ours any more. If it has ended, the gateway may not have heard."""
+    def _lost(self, q: m.Claimed, task: Holding) -> list[m.Send]:
+        """Not ours any more. If it has ended, neither owner nor gateway may have heard."""
+        out = self._spread(q.task_id, q.epoch) if task.epoch < q.epoch else []
         self._forget(q.task_id)
-        if q.state not in m.TERMINAL:
-            return []
-        ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state, response="")
-        return [m.Send(m.GATEWAY, ended)]
+        if q.state in m.TERMINAL:
+            ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state, response="")
+            out.append(m.Send(m.GATEWAY, ended))
+        return out
 
     def _started(self, q: m.Started, sender: str, now: float) -> list[m.Send]:
         task = self._tasks.get(q.task_id)
@@ -172,21 +179,47 @@ class RegionMachine:
         return []
 
     def _dropped(self, q: m.Dropped, sender: str, now: float) -> list[m.Send]:
-        """The owner holds it no more: another one, unless the store says that it is not ours."""
+        """The owner holds it no more: another one, unless the store says that it is not ours.
+
+        Not at once: proxies that are full, and a region that does not know it yet, would hand the
+        task round as fast as messages go.
+        """
         task = self._tasks.get(q.task_id)
         if task is None or task.epoch != q.epoch or task.owner != sender or task.claiming:
             return []
-        return self._claim_for(q.task_id, now, (sender,))
+        self._timers.set((q.task_id, CLAIM), now + self._limits.resend_s)
+        return []
+
+    def _claim_again(self, task_id: int, now: float) -> list[m.Send]:
+        task = self._tasks[task_id]
+        if task.claiming:
+            return self._send_claim(task_id, now)
+        return self._claim_for(task_id, now, (task.owner,))
 
     def _stop(self, q: m.Stop, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
         task = self._tasks.get(q.task_id)
         if task is not None and task.epoch < q.epoch:
             self._forget(q.task_id)
-        return [m.Send(proxy, q) for proxy, _ in self._proxies.living()]
+        return self._spread(q.task_id, q.epoch)
+
+    def _spread(self, task_id: int, epoch: Epoch) -> list[m.Send]:
+        """Whatever runs here for this task under an older epoch stops, and so does what comes."""
+        self._stops[task_id] = max(epoch, self._stops.pop(task_id, epoch))
+        if len(self._stops) > REMEMBERED:
+            self._stops.popitem(last=False)
+        stop = m.Stop(task_id=task_id, epoch=epoch)
+        return [m.Send(proxy, stop) for proxy, _ in self._proxies.living()]
+
+    def _newest(self, task_id: int) -> Epoch:
+        """The newest epoch that we know of this task."""
+        task, stopped = self._tasks.get(task_id), self._stops.get(task_id, Epoch())
+        return stopped if task is None else max(stopped, task.epoch)
 
     def _own(self, task: Holding, owner: str) -> None:
         if task.owner:
             self._owned[task.owner] -= 1
+            if not self._owned[task.owner]:
+                del self._owned[task.owner]
         task.owner = owner
         if owner:
             self._owned[owner] = self._owned.get(owner, 0) + 1
@@ -208,9 +241,9 @@ class RegionMachine:
         out = self._bury(sender, now) if restarted else []
         held = {claim.task_id: claim.epoch for claim in q.claims}
         for task_id, epoch in held.items():
-            task = self._tasks.get(task_id)
-            if task is not None and (task.epoch > epoch or task.owner != sender):
-                out.append(m.Send(sender, m.Stop(task_id=task_id, epoch=task.epoch)))
+            newest = self._newest(task_id)
+            if newest > epoch:
+                out.append(m.Send(sender, m.Stop(task_id=task_id, epoch=newest)))
         for task_id, task in list(self._tasks.items()) if self._owned.get(sender) else []:
             quiet = not task.claiming and now - task.since > self._limits.resend_s
             if task.owner != sender or not quiet or held.get(task_id) == task.epoch:
@@ -229,8 +262,6 @@ class RegionMachine:
         for task_id, task in list(self._tasks.items()):
             if task.owner != proxy or task.claiming:
                 continue  # a claim under way looks at its owner again when it is answered
-            stop = m.Stop(task_id=task_id, epoch=task.epoch.next_regional())
-            out += [m.Send(other, stop) for other, _ in self._proxies.living()]
             out += self._claim_for(task_id, now, (proxy,))
         return out
 
@@ -239,8 +270,11 @@ class RegionMachine:
         call, out = q.call, []
         if call.owner != sender:
             return []
-        loads = self._loads(call.agent)
-        used: list[str] = []
+        newest = self._newest(call.task_id)
+        if newest > call.epoch:
+            return [m.Send(sender, m.Stop(task_id=call.task_id, epoch=newest))]
+        loads = self._proxies.loads(call.agent)
+        used: set[str] = set()
         for row in q.rows:
             key = (call.task_id, call.epoch, row, call.attempt)
             proxy = self._placements.get(key)
@@ -249,9 +283,9 @@ class RegionMachine:
             if proxy is None:
                 out.append(self._no_place(call, row))
                 continue
-            used.append(proxy)
-            loads[proxy] += 1
-            self._given(proxy)
+            used.add(proxy)
+            self._proxies.give(proxy)
+            loads = self._proxies.loads(call.agent)
             self._placements[key] = proxy
             one = call if row == call.row else msgspec.structs.replace(call, row=row)
             out.append(m.Send(proxy, one))
@@ -259,7 +293,7 @@ class RegionMachine:
                 task_id=call.task_id, epoch=call.epoch, row=row, attempt=call.attempt, proxy=proxy
             )
             out.append(m.Send(sender, placed))
-        while len(self._placements) > PLACEMENTS:
+        while len(self._placements) > REMEMBERED:
             self._placements.popitem(last=False)
         return out
 
@@ -273,30 +307,6 @@ class RegionMachine:
             retry_after_s=self._limits.heartbeat_s,
         )
         return m.Send(call.owner, refused)
-
-    def _given(self, proxy: str) -> None:
-        peer = self._proxies.get(proxy)
-        if peer is not None:
-            peer.given += 1
-
-    def _agents(self) -> set[str]:
-        return {o.agent for _, peer in self._proxies.living() for o in peer.beat.offers}
-
-    def _room(self) -> dict[str, float]:
-        """Proxies with room for another task, with the tasks that each owns."""
-        return {
-            address: float(self._owned.get(address, 0))
-            for address, peer in self._proxies.living()
-            if self._owned.get(address, 0) < peer.beat.capacity
-        }
-
-    def _loads(self, agent: str) -> dict[str, float]:
-        """Proxies that offer an agent, with the calls that each has, as a share of its slots."""
-        return {
-            address: (peer.beat.calls + peer.given) / _slots(peer, agent)
-            for address, peer in self._proxies.living()
-            if _slots(peer, agent)
-        }
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -315,18 +325,21 @@ class RegionMachine:
                 if not self._settled:
                     # Just started: let the proxies say what they hold before we judge.
                     self._settled = True
-                    self._timers.set(SWEEP, now + self._limits.suspicion_s)
+                    wait_s = self._limits.suspicion_s + self._limits.reconnect_max_s
+                    self._timers.set(SWEEP, now + wait_s)
                     continue
                 self._timers.set(SWEEP, now + self._limits.sweep_s)
                 find = m.FindTasks(region=self.address, after=0, limit=1000)
-                out.append(m.Send(m.STORE, find, "sweep"))
+                out.append(m.Send(m.STORE, find, self._incarnation))
             elif key[0] in self._tasks:
-                out += self._send_claim(key[0], now)
+                out += self._claim_again(key[0], now)
         return out
 
     def _found(self, q: m.TasksFound, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
         """The database's view of this region: adopt what we do not know, repair what we lost."""
         out: list[m.Send] = []
+        if q.region != self.address:
+            return out
         for row in q.tasks:
             task = self._tasks.get(row.task_id)
             if task is not None and task.epoch >= row.epoch:
@@ -344,28 +357,22 @@ class RegionMachine:
             out += self._claim_for(row.task_id, now)
         if len(q.tasks) == 1000:
             find = m.FindTasks(region=self.address, after=q.tasks[-1].task_id, limit=1000)
-            out.append(m.Send(m.STORE, find, "sweep"))
+            out.append(m.Send(m.STORE, find, self._incarnation))
         return out
 
     def _report(self) -> m.RegionBeat:
-        proxies = tuple(
-            m.ProxyInfo(
-                address=address,
-                alive=not peer.suspected,
-                tasks=self._owned.get(address, 0),
-                calls=peer.beat.calls,
-                agents=tuple(offer.agent for offer in peer.beat.offers),
-            )
-            for address, peer in self._proxies.items()
-        )
         return m.RegionBeat(
             incarnation=self._incarnation,
             tasks=len(self._tasks),
-            capacity=sum(peer.beat.capacity for _, peer in self._proxies.living()),
-            agents=tuple(sorted(self._agents())),
-            proxies=proxies,
+            capacity=self._proxies.capacity(),
+            agents=tuple(sorted(self._proxies.agents())),
+            proxies=self._proxies.report(self._owned),
         )
 
 
-def _slots(peer: Peer[m.ProxyBeat], agent: str) -> int:
-    return next((offer.slots for offer in peer.beat.offers if offer.agent == agent), 0)
+def _answers(q: m.Claimed, claim: m.Claim) -> bool:
+    """Whether this can be the answer to this claim, and not to one before it."""
+    if q.granted:
+        return q.epoch == claim.expected.next_regional() and q.owner == claim.owner
+    passed = q.epoch > claim.expected or q.region != claim.region
+    return passed or (q.state in m.TERMINAL and q.epoch == claim.expected)

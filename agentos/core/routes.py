@@ -23,6 +23,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         # between the switches of one connection
         (m.Hello, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
         (m.Welcome, (LINK,), (LINK,)),
+        (m.Bye, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
         (m.Ping, (*_ANYBODY, LINK), (LINK,)),
         (m.Pong, (LINK,), (LINK,)),
         # a client and the gateway

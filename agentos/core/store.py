@@ -32,7 +32,7 @@ class StoreMachine:
         self._limits = limits
         self._handlers: dict[type, Callable[[Any], m.Message]] = {
             m.CreateTask: self._create,
-            m.Claim: database.claim,
+            m.Claim: self._claim,
             m.Record: self._record,
             m.CancelTask: lambda q: database.cancel_task(q.task_id),
             m.FindTasks: self._find,
@@ -74,6 +74,20 @@ class StoreMachine:
             claimant=q.claimant,
             region=q.region,
         )
+
+    def _claim(self, q: m.Claim) -> m.Claimed:
+        """A task that is gone was deleted after its end: whoever claims it must let go of it."""
+        try:
+            return self._db.claim(q)
+        except TaskNotFound:
+            return m.Claimed(
+                task_id=q.task_id,
+                granted=False,
+                epoch=q.expected,
+                region="",
+                owner="",
+                state="cancelled",
+            )
 
     def _record(self, q: m.Record) -> m.Recorded:
         """A writer whose task is gone, or whose epoch nobody issued, is told to stop: stale."""

@@ -44,6 +44,7 @@ from agentos.core.messages.base import (
     role_of,
 )
 from agentos.core.messages.clients import (
+    Bye,
     Cancel,
     Cancelled,
     ClusterInfo,
@@ -110,6 +111,7 @@ __all__ = [
     "AbortCalls",
     "Address",
     "Assign",
+    "Bye",
     "Call",
     "CallRefused",
     "CallResult",

@@ -11,7 +11,7 @@ from msgspec import Meta
 from agentos.core.epoch import Epoch
 from agentos.core.limits import MAX_INT
 
-Address = Annotated[str, Meta(max_length=200, pattern=r"^([a-z]+(/[A-Za-z0-9._-]+)*)?$")]
+Address = Annotated[str, Meta(max_length=200, pattern=r"^([a-z]+(/[A-Za-z0-9._-]+)*)?\Z")]
 TaskId = Annotated[int, Meta(ge=1, le=MAX_INT)]
 UserId = Annotated[int, Meta(ge=0, le=MAX_INT)]
 Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
@@ -48,7 +48,7 @@ def role_of(address: str) -> str:
 
 def region_of(proxy: str) -> str:
     """The region that a proxy belongs to: `proxy/eu/3` is of `region/eu`."""
-    return "region/" + proxy.split("/")[1]
+    return "region/" + "".join(proxy.split("/")[1:2])
 
 
 def call_row(node: str, round_: int, slot: str) -> str:

@@ -43,6 +43,12 @@ class Welcome(Message, frozen=True, kw_only=True):
     address: Address
 
 
+class Bye(Message, frozen=True, kw_only=True):
+    """`address` is not behind this connection any more: its name is free."""
+
+    address: Address
+
+
 class Ping(Message, frozen=True, kw_only=True):
     """Is the link alive? Any message from the parent answers it."""
 

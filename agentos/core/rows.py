@@ -1,0 +1,121 @@
+"""Progress rows: what a run writes of its answers, and how the next owner reads it.
+
+A node's result is the row of its name; each answer of a node with several calls has a row of its
+own, `node/round/slot`. Both are JSON objects with the `value` and what it cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from agentos.core import jsontext
+from agentos.core import messages as m
+from agentos.core.limits import Limits
+
+EXCERPT = 160
+"""Characters of an answer that an event quotes."""
+ERROR = 4_000
+"""Characters of an error that are kept."""
+MOST_TOKENS = 10**9
+"""Tokens that are believed of one call, so that no sum of them leaves 64 bits."""
+
+
+class Saved(msgspec.Struct, frozen=True):
+    """What is needed of a row to go on from it; whatever else it holds is for people."""
+
+    value: Any
+    usage: m.Usage = m.Usage()
+
+
+def split(row_id: str) -> tuple[str, int, str]:
+    """Node, round and slot of a row; round 0 and no slot for a node's own row.
+
+    Raises:
+        ValueError: the round is no number.
+    """
+    node, _, place = row_id.partition("/")
+    round_, _, slot = place.partition("/")
+    return node, int(round_) if place else 0, slot
+
+
+def load(row: m.SavedRow, limits: Limits) -> Saved:
+    """Read one row.
+
+    Raises:
+        GraphError: it is not JSON that can have been written here.
+        msgspec.ValidationError: it lacks what a row holds.
+    """
+    value = jsontext.parse(
+        row.result,
+        max_bytes=limits.max_frame_bytes,
+        max_depth=limits.max_depth + 1,
+        where=f"row {row.node_id}",
+    )
+    return msgspec.convert(value, Saved)
+
+
+def usage_of(result: m.CallResult) -> m.Usage:
+    """What one call cost, as far as an endpoint's figures can be believed."""
+    told = result.usage
+    return m.Usage(
+        calls=1,
+        retries=result.attempt,
+        prompt_tokens=min(told.prompt_tokens, MOST_TOKENS),
+        completion_tokens=min(told.completion_tokens, MOST_TOKENS),
+    )
+
+
+def answer_text(result: m.CallResult, usage: m.Usage) -> m.Json:
+    """The row of one answer. The value's text is embedded as it came, not written again."""
+    assert result.value is not None, f"{result.row} has no value to save"
+    row = {
+        "value": msgspec.Raw(result.value.encode()),
+        "proxy": result.proxy,
+        "seconds": round(result.seconds, 6),
+        "usage": usage,
+    }
+    return msgspec.json.encode(row).decode()
+
+
+def node_text(value: Any, votes: list[list[int]], usage: m.Usage) -> m.Json:
+    """The row of a node with several calls: the winner of its last round, and how it won."""
+    return jsontext.dump({"value": value, "votes": votes, "usage": msgspec.to_builtins(usage)})
+
+
+def response_text(task_id: int, state: str, outcome: dict[str, Any], usage: m.Usage) -> m.Json:
+    """The response document of a task."""
+    return jsontext.dump(
+        {"task_id": task_id, "state": state, **outcome, "usage": msgspec.to_builtins(usage)}
+    )
+
+
+def pages(
+    rows: Sequence[m.Row], end: m.End | None, most: int
+) -> list[tuple[tuple[m.Row, ...], m.End | None]]:
+    """Split what is to be recorded so that each part fits a frame; the end goes with the last."""
+    parts: list[list[m.Row]] = [[]]
+    size = 0
+    for row in rows:
+        if parts[-1] and size + len(row.result) > most:
+            parts.append([])
+            size = 0
+        parts[-1].append(row)
+        size += len(row.result)
+    ends = [None] * (len(parts) - 1) + [end]
+    return [(tuple(part), last) for part, last in zip(parts, ends, strict=True)]
+
+
+def plain(text: str) -> str:
+    """An error's text as every database can store it: neither NUL nor lone surrogates, not long."""
+    text = text if len(text) <= ERROR else text[:ERROR] + "…"
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
+def excerpt(value: Any, seconds: float | None = None) -> str:
+    """The beginning of an answer, for people."""
+    text = value if isinstance(value, str) else jsontext.dump(value)
+    text = text if len(text) <= EXCERPT else text[:EXCERPT] + "…"
+    return text if seconds is None else f"{seconds:.2f}s {text}"

@@ -1,0 +1,313 @@
+"""The proxy's machine: whom it listens to, and what it owes to its region and its tasks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
+from agentos.core.limits import Limits
+from agentos.core.proxy import ProxyMachine
+from tests.clusters import Cluster
+from tests.harness import Reply
+from tests.hostile import SENDERS, changes, from_anybody, known, state_of
+
+ME, OTHER, STRANGER, REGION = "proxy/r0/0", "proxy/r0/1", "proxy/r1/0", "region/r0"
+GRAPH = json.dumps(
+    {
+        "nodes": {
+            "a": {"agent": "echo", "prompt": "hi", "samples": 3, "voters": 1, "rounds": 2},
+            "b": {"agent": "echo", "prompt": "${a}"},
+        }
+    }
+)
+E11, E12 = Epoch(1, 1), Epoch(1, 2)
+fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def proxy(limits: Limits | None = None, **offers: int) -> ProxyMachine:
+    """A proxy of region r0 that has said hello."""
+    machine = ProxyMachine(
+        ME, offers or {"echo": 1}, limits or Limits(), chance=lambda: 0.5, incarnation="1"
+    )
+    tell(machine, ME, m.Tick())
+    return machine
+
+
+def tell(
+    machine: ProxyMachine, sender: str, message: m.Message, ref: str = "", now: float = 0.0
+) -> list[m.Send]:
+    """Hand a message to a machine."""
+    return machine.handle(m.Envelope(machine.address, sender, message, ref), now)
+
+
+def run(task_id: int = 1, epoch: Epoch = E11, saved: int = 0, graph: str = GRAPH) -> m.Run:
+    """A claim for this proxy."""
+    return m.Run(task_id=task_id, epoch=epoch, task_description=graph, saved=saved)
+
+
+def kinds(sends: list[m.Send]) -> list[tuple[str, type]]:
+    """To whom goes what."""
+    return [(send.to, type(send.message)) for send in sends]
+
+
+def running() -> tuple[ProxyMachine, m.Call]:
+    """A proxy that owns task 1 and waits for its three samples, the first placed at OTHER."""
+    machine = proxy()
+    (_, place) = tell(machine, REGION, run())
+    assert isinstance(place.message, m.Place)
+    call = place.message.call
+    tell(machine, REGION, placed(call, OTHER))
+    return machine, call
+
+
+def placed(call: m.Call, where: str) -> m.Placed:
+    """The region's word that a call is at `where`."""
+    return m.Placed(
+        task_id=call.task_id, epoch=call.epoch, row=call.row, attempt=call.attempt, proxy=where
+    )
+
+
+def result(call: m.Call, by: str, **fields: Any) -> m.CallResult:
+    """An answer to a call."""
+    return m.CallResult(
+        task_id=call.task_id,
+        epoch=call.epoch,
+        row=call.row,
+        attempt=call.attempt,
+        proxy=by,
+        **({"value": '"x"'} | fields),
+    )
+
+
+# -- whom it listens to ----------------------------------------------------------------------------
+
+
+@fuzzed
+@given(steps=st.integers(0, 120), seed=st.integers(0, 99), data=st.data())
+def test_nothing_raises_in_any_state(steps: int, seed: int, data: st.DataObject) -> None:
+    """Whatever message comes from whomever, at whatever moment, the machine goes on."""
+    cluster = Cluster(lambda _: Reply("x", after_s=0.1), proxies=2, seed=seed)
+    cluster.run_for(1.0)
+    for _ in range(2):
+        cluster.submit(GRAPH)
+    cluster.run_steps(steps)
+    machine = cluster.machine(ME)
+    for envelope in data.draw(st.lists(from_anybody(ME, ("", "1:(1, 1)")), max_size=8)):
+        machine.handle(envelope, cluster.now)
+        machine.handle(m.Envelope(ME, ME, m.Tick()), cluster.now)
+        due = machine.next_deadline()
+        assert due is not None
+        assert due > cluster.now
+
+
+@fuzzed
+@given(message=known(), sender=st.sampled_from([STRANGER, "region/r1", "region", "proxy"]))
+def test_strangers_change_nothing(message: m.Message, sender: str) -> None:
+    """Another region and its proxies have no say here, whatever they send."""
+    machine, _ = running()
+    assert changes(machine, m.Envelope(ME, sender, message), 0.0) == (False, [])
+
+
+@fuzzed
+@given(data=st.data())
+def test_what_belongs_to_an_older_claim_changes_nothing(data: st.DataObject) -> None:
+    """Answers for an epoch that is over are noise; a call placed too late is aborted."""
+    answers: list[type[m.Message]] = [m.Recorded, m.CallResult, m.Placed, m.CallRefused]
+    answers += [m.Stop, m.Run]
+    message = data.draw(known(data.draw(st.sampled_from(answers))))
+    machine, _ = running()
+    epoch = data.draw(st.sampled_from([Epoch(0, 0), Epoch(1, 0)]))
+    message = msgspec.structs.replace(message, epoch=epoch, task_id=1)
+    sender = message.proxy if isinstance(message, m.CallResult) else REGION
+    changed, sends = changes(machine, m.Envelope(ME, sender, message), 0.0)
+    assert not changed
+    assert all(isinstance(send.message, m.AbortCalls) for send in sends)
+
+
+def test_only_the_executor_of_a_call_may_answer_it() -> None:
+    """A proxy that was not given the call cannot answer it, in its own name or in another's."""
+    machine, call = running()
+    for sender, by in ((OTHER, ME), (ME, OTHER), ("proxy/r0/2", OTHER), ("proxy/r0/2",) * 2):
+        assert changes(machine, m.Envelope(ME, sender, result(call, by)), 0.0) == (False, [])
+    assert kinds(tell(machine, OTHER, result(call, OTHER))) == [("store", m.Record)]
+
+
+def test_an_answer_counts_although_its_placing_was_lost() -> None:
+    """While the owner does not know who has the call, whoever of its region answers has it."""
+    machine, call = running()
+    call = msgspec.structs.replace(call, row="a/1/s1")
+    assert kinds(tell(machine, OTHER, result(call, OTHER))) == [("store", m.Record)]
+
+
+def test_an_answer_of_the_proxy_before_counts() -> None:
+    """A call that was placed a second time is answered by whichever of the two is first."""
+    machine, call = running()
+    tell(machine, REGION, m.PeerDown(proxy=OTHER))
+    tell(machine, REGION, placed(call, "proxy/r0/2"))
+    assert kinds(tell(machine, OTHER, result(call, OTHER))) == [("store", m.Record)]
+
+
+def test_an_answer_of_an_older_attempt_does_not_count() -> None:
+    """Once a call is repeated, the answer of the attempt before is noise."""
+    machine, call = running()
+    tell(machine, OTHER, result(call, OTHER, value=None, error="no", retryable=True))
+    late = m.Envelope(ME, OTHER, result(call, OTHER))
+    assert changes(machine, late, 0.0) == (False, [])
+
+
+def test_only_its_owner_may_send_or_abort_a_call() -> None:
+    """A call is taken from its owner or from the region, and given up for its owner alone."""
+    machine = proxy()
+    call = m.Call(
+        task_id=9, epoch=E11, row="a/1/s0", owner=OTHER, agent="echo", prompt="", timeout_s=1
+    )
+    forged = m.Envelope(ME, "proxy/r0/2", call)
+    assert changes(machine, forged, 0.0) == (False, [])
+    assert kinds(tell(machine, REGION, call)) == [("agents", m.Invoke)]
+    abort = m.AbortCalls(task_id=9, epoch=E12)
+    assert changes(machine, m.Envelope(ME, "proxy/r0/2", abort), 0.0) == (False, [])
+    assert kinds(tell(machine, OTHER, abort)) == [("agents", m.Revoke)]
+
+
+def test_clients_watch_for_themselves_only() -> None:
+    """A client cannot have another one sent what it did not ask for."""
+    machine, _ = running()
+    watch = m.Watch(task_id=1, client="client/d")
+    assert changes(machine, m.Envelope(ME, "client/c", watch), 0.0) == (False, [])
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+def test_the_same_claim_again_starts_nothing_twice() -> None:
+    """A `Run` that is repeated is confirmed; one that is older is not even that."""
+    machine, _ = running()
+    assert kinds(tell(machine, REGION, run())) == [(REGION, m.Started)]
+    assert tell(machine, REGION, run(epoch=Epoch(1, 0))) == []
+
+
+def test_a_newer_claim_replaces_the_run() -> None:
+    """The proxy gives up what it did under the older epoch, and reads what was saved."""
+    machine, _ = running()
+    sends = tell(machine, REGION, run(epoch=E12, saved=2))
+    assert (OTHER, m.AbortCalls) in kinds(sends)
+    assert ("store", m.GetProgress) in kinds(sends)
+
+
+def test_pages_that_an_earlier_claim_asked_for_are_not_read() -> None:
+    """They may lack a node that was finished since: it would be run a second time."""
+    machine = proxy()
+    old = tell(machine, REGION, run(saved=1))[-1]
+    new = tell(machine, REGION, run(epoch=E12, saved=1))[-1]
+    assert old.ref != new.ref
+    page = m.Progress(task_id=1, rows=(), more=False)
+    assert changes(machine, m.Envelope(ME, "store", page, old.ref), 0.0) == (False, [])
+    assert (REGION, m.Place) in kinds(tell(machine, "store", page, new.ref))
+
+
+def test_a_task_that_was_deleted_is_let_go() -> None:
+    """When the store does not know the task any more, it does not keep its place for ever."""
+    machine = proxy()
+    ask = tell(machine, REGION, run(saved=1))[-1]
+    gone = m.Refused(code="task_not_found", reason="no task has the id 1")
+    assert kinds(tell(machine, "store", gone, ask.ref)) == [(REGION, m.Dropped)]
+    assert beat(machine).claims == ()
+
+
+def test_stale_means_stop() -> None:
+    """A refused owner aborts its calls, tells its region, and holds the task no more."""
+    machine, _ = running()
+    stale = m.Recorded(
+        task_id=1, epoch=E11, outcome="stale", nodes=(), ended=False, current=E12, state="running"
+    )
+    abort, dropped = tell(machine, "store", stale)
+    assert (abort.to, type(abort.message)) == (OTHER, m.AbortCalls)
+    assert (dropped.to, type(dropped.message)) == (REGION, m.Dropped)
+    assert beat(machine).claims == ()
+
+
+def test_a_call_that_is_placed_too_late_is_not_run() -> None:
+    """What a slow region places after the owner was stopped is not started, and aborted elsewhere."""
+    machine, call = running()
+    tell(machine, REGION, m.Stop(task_id=1, epoch=E12))
+    assert tell(machine, REGION, call) == []
+    assert kinds(tell(machine, REGION, placed(call, OTHER))) == [(OTHER, m.AbortCalls)]
+
+
+def test_no_room_is_said() -> None:
+    """A proxy that walks as many tasks as it may hands a further one back."""
+    machine = proxy(Limits(tasks_per_proxy=1))
+    tell(machine, REGION, run(1))
+    assert kinds(tell(machine, REGION, run(2))) == [(REGION, m.Dropped)]
+
+
+@pytest.mark.parametrize("rows", [["[]"], ['{"x":1}'], ["{"], ['{"value":1,"usage":7}']])
+def test_rows_that_cannot_be_read_fail_the_task(rows: list[str]) -> None:
+    """Somebody changed them in the database: the task ends with the reason, the proxy goes on."""
+    machine = proxy()
+    ask = tell(machine, REGION, run(saved=1))[-1]
+    saved = tuple(m.SavedRow("a/1/s0", E11, row) for row in rows)
+    page = m.Progress(task_id=1, rows=saved, more=False)
+    (send,) = tell(machine, "store", page, ask.ref)
+    assert isinstance(send.message, m.Record)
+    assert send.message.end is not None
+    assert "cannot be read" in send.message.end.error
+
+
+# -- time and bounds -------------------------------------------------------------------------------
+
+
+def beat(machine: ProxyMachine) -> m.ProxyBeat:
+    """Its next heartbeat."""
+    now = machine.next_deadline()
+    assert now is not None
+    sends = tell(machine, ME, m.Tick(), now=now)
+    return next(s.message for s in sends if isinstance(s.message, m.ProxyBeat))
+
+
+def test_its_heartbeat_names_what_it_holds() -> None:
+    """From the claim on, while the saved rows are read and while the graph is walked."""
+    machine = proxy()
+    tell(machine, REGION, run(1))
+    tell(machine, REGION, run(2, E12, saved=1))
+    assert set(beat(machine).claims) == {m.Held(1, E11), m.Held(2, E12)}
+
+
+def test_single_calls_spread_when_home_is_full() -> None:
+    """Of three nodes that are ready at once, only as many start at home as have room there."""
+    graph = json.dumps({"nodes": {n: {"agent": "echo", "prompt": ""} for n in "abc"}})
+    sends = tell(proxy(echo=1), REGION, run(graph=graph))
+    assert [kind for _, kind in kinds(sends)] == [m.Started, m.Invoke, m.Place, m.Place]
+
+
+def test_it_stays_as_small_as_its_tasks() -> None:
+    """When its tasks have ended, nothing of them is left."""
+    cluster = Cluster(lambda _: Reply("x"), proxies=2)
+    cluster.run_for(1.0)
+    empty = sizes(cluster.machine(ME))
+    tasks = [cluster.submit(GRAPH) for _ in range(10)]
+    cluster.run_until(lambda: cluster.ended(*tasks), 60)
+    cluster.run_for(1.0)
+    assert sizes(cluster.machine(ME)) == empty
+
+
+def sizes(machine: Any) -> dict[str, int]:
+    """How much each part of a machine holds."""
+    parts = {name: part for name, part in vars(machine).items() if hasattr(part, "__len__")}
+    return {name: len(part) for name, part in parts.items() if not isinstance(part, str)}
+
+
+def test_state_of_sees_everything() -> None:
+    """The comparison that these tests rest on notices a change deep inside."""
+    machine, call = running()
+    before = state_of(machine)
+    tell(machine, OTHER, result(call, OTHER))
+    assert state_of(machine) != before
+    assert ME in SENDERS

@@ -1,0 +1,290 @@
+"""The region's machine: whom it listens to, how it places tasks and calls, what it remembers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
+from agentos.core.limits import Limits
+from agentos.core.region import REMEMBERED, RegionMachine
+from tests.clusters import Cluster
+from tests.harness import Reply
+from tests.hostile import changes, from_anybody, known
+from tests.test_proxy import GRAPH, kinds, sizes
+
+ME, P0, P1, STRANGER = "region/r0", "proxy/r0/0", "proxy/r0/1", "proxy/r1/0"
+LIMITS = Limits()
+E10, E11, E12, E20 = Epoch(1, 0), Epoch(1, 1), Epoch(1, 2), Epoch(2, 0)
+fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def region(*proxies: str, capacity: int = 10, slots: int = 4) -> RegionMachine:
+    """A region that these proxies have greeted."""
+    machine = RegionMachine(ME, LIMITS, incarnation="1")
+    tell(machine, ME, m.Tick())
+    for proxy in proxies:
+        tell(machine, proxy, beat(capacity=capacity, slots=slots))
+    return machine
+
+
+def beat(
+    *claims: m.Held, capacity: int = 10, slots: int = 4, incarnation: str = "1"
+) -> m.ProxyBeat:
+    """A proxy's heartbeat."""
+    offers = (m.Offer("echo", slots),)
+    return m.ProxyBeat(
+        incarnation=incarnation, calls=0, capacity=capacity, offers=offers, claims=claims
+    )
+
+
+def tell(machine: RegionMachine, sender: str, message: m.Message, now: float = 0.0) -> list[m.Send]:
+    """Hand a message to a machine."""
+    return machine.handle(m.Envelope(ME, sender, message), now)
+
+
+def assign(task_id: int = 1, epoch: Epoch = E10, agents: tuple[str, ...] = ("echo",)) -> m.Assign:
+    """The gateway's word that a task is ours."""
+    return m.Assign(task_id=task_id, epoch=epoch, agents=agents)
+
+
+def claimed(claim: m.Message, **fields: Any) -> m.Claimed:
+    """The store's answer to a claim: granted, unless said otherwise."""
+    assert isinstance(claim, m.Claim)
+    answer: dict[str, Any] = {
+        "granted": True,
+        "epoch": claim.expected.next_regional(),
+        "region": claim.region,
+        "owner": claim.owner,
+        "state": "running",
+    }
+    return m.Claimed(task_id=claim.task_id, **(answer | fields))
+
+
+def owning(*proxies: str) -> tuple[RegionMachine, str]:
+    """A region whose task 1 is owned, and by whom."""
+    machine = region(*proxies)
+    (claim,) = tell(machine, "gateway/a", assign())
+    (run,) = tell(machine, "store", claimed(claim.message))
+    assert isinstance(run.message, m.Run)
+    return machine, run.to
+
+
+def call(owner: str = P0, **fields: Any) -> m.Call:
+    """A call of task 1."""
+    usual: dict[str, Any] = {
+        "task_id": 1,
+        "epoch": E11,
+        "row": "a/1/s0",
+        "agent": "echo",
+        "prompt": "hi",
+    }
+    return m.Call(owner=owner, timeout_s=5, **(usual | fields))
+
+
+# -- whom it listens to ----------------------------------------------------------------------------
+
+
+@fuzzed
+@given(steps=st.integers(0, 120), seed=st.integers(0, 99), data=st.data())
+def test_nothing_raises_in_any_state(steps: int, seed: int, data: st.DataObject) -> None:
+    """Whatever message comes from whomever, at whatever moment, the machine goes on."""
+    cluster = Cluster(lambda _: Reply("x", after_s=0.1), proxies=2, seed=seed)
+    cluster.run_for(1.0)
+    for _ in range(2):
+        cluster.submit(GRAPH)
+    cluster.run_steps(steps)
+    machine = cluster.machine(ME)
+    for envelope in data.draw(st.lists(from_anybody(ME), max_size=8)):
+        machine.handle(envelope, cluster.now)
+        machine.handle(m.Envelope(ME, ME, m.Tick()), cluster.now)
+        due = machine.next_deadline()
+        assert due is not None
+        assert due > cluster.now
+
+
+@fuzzed
+@given(message=known(), sender=st.sampled_from([STRANGER, "region/r1", "region", "proxy"]))
+def test_strangers_change_nothing(message: m.Message, sender: str) -> None:
+    """Another region and its proxies have no say here, whatever they send."""
+    machine, _ = owning(P0, P1)
+    assert changes(machine, m.Envelope(ME, sender, message), 0.0) == (False, [])
+
+
+@fuzzed
+@given(data=st.data(), kind=st.sampled_from([m.Started, m.Ended, m.Dropped]))
+def test_only_the_owner_speaks_for_a_task(data: st.DataObject, kind: type[m.Message]) -> None:
+    """Another proxy, or the owner of an earlier claim, cannot end or drop it."""
+    machine, owner = owning(P0, P1)
+    message = data.draw(known(kind))
+    sender = data.draw(st.sampled_from([P0, P1]))
+    if (sender, message.task_id, message.epoch) != (owner, 1, E11):
+        assert changes(machine, m.Envelope(ME, sender, message), 0.0) == (False, [])
+
+
+@fuzzed
+@given(answer=known(m.Claimed))
+def test_a_claim_that_is_not_under_way_is_not_answered(answer: m.Claimed) -> None:
+    """An answer to a claim that was answered already changes nothing."""
+    machine, _ = owning(P0, P1)
+    assert changes(machine, m.Envelope(ME, "store", answer), 0.0) == (False, [])
+
+
+def test_the_answer_to_an_earlier_claim_is_not_taken_for_ours() -> None:
+    """Neither a grant for another owner or epoch, nor a refusal that is older than the claim."""
+    machine = region(P0)
+    (claim,) = tell(machine, "gateway/a", assign(epoch=E20))
+    for fields in (
+        {"owner": P1},
+        {"epoch": E11},
+        {"granted": False, "epoch": E11},
+        {"granted": False, "epoch": E20},
+    ):
+        answer = m.Envelope(ME, "store", claimed(claim.message, **fields))
+        assert changes(machine, answer, 0.0) == (False, [])
+    assert kinds(tell(machine, "store", claimed(claim.message))) == [(P0, m.Run)]
+
+
+def test_older_assignments_are_noise() -> None:
+    """An `Assign` that is repeated, or that belongs to an earlier claim of a gateway, is nothing."""
+    machine, _ = owning(P0)
+    for epoch in (Epoch(0, 9), E10, E11):
+        again = m.Envelope(ME, "gateway/a", assign(epoch=epoch))
+        assert changes(machine, again, 0.0) == (False, [])
+
+
+def test_a_proxy_places_its_own_calls_only() -> None:
+    """A proxy cannot have a call placed in another one's name."""
+    machine, _ = owning(P0, P1)
+    place = m.Place(call=call(P0), rows=("a/1/s0",))
+    assert changes(machine, m.Envelope(ME, P1, place), 0.0) == (False, [])
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+def test_a_refused_claim_stops_the_old_owner() -> None:
+    """When the store says that the task has moved on, whoever still works on it here stops."""
+    machine, owner = owning(P0)
+    tell(machine, owner, m.Dropped(task_id=1, epoch=E11, reason="refused"))
+    (claim,) = [s for s in ticks(machine, LIMITS.resend_s) if isinstance(s.message, m.Claim)]
+    lost = claimed(claim.message, granted=False, epoch=E20, state="cancelled")
+    assert kinds(tell(machine, "store", lost)) == [(P0, m.Stop), (m.GATEWAY, m.Ended)]
+
+
+def test_a_dropped_task_does_not_go_round_at_once() -> None:
+    """Proxies that are full hand a task round once a second, not as fast as messages go."""
+    machine, owner = owning(P0, P1)
+    assert tell(machine, owner, m.Dropped(task_id=1, epoch=E11, reason="no room")) == []
+    (claim,) = [s for s in ticks(machine, LIMITS.resend_s) if isinstance(s.message, m.Claim)]
+    assert isinstance(claim.message, m.Claim)
+    assert claim.message.owner != owner
+
+
+def test_a_task_without_a_place_is_handed_back() -> None:
+    """No capable proxy or no room: the gateway is told, and nothing is kept."""
+    machine = region(P0, capacity=1)
+    empty = sizes(machine)
+    assert kinds(tell(machine, "gateway/a", assign(agents=("nobody",)))) == [
+        (m.GATEWAY, m.Declined)
+    ]
+    assert sizes(machine) == empty
+    tell(machine, "gateway/a", assign(1))
+    assert kinds(tell(machine, "gateway/a", assign(2))) == [(m.GATEWAY, m.Declined)]
+
+
+def test_a_proxy_that_holds_an_older_claim_is_stopped() -> None:
+    """A zombie's own heartbeat tells the region, and the answer is `Stop`."""
+    machine, owner = owning(P0)
+    sends = tell(machine, owner, beat(m.Held(1, E10)))
+    assert [(s.to, s.message) for s in sends] == [(owner, m.Stop(task_id=1, epoch=E11))]
+
+
+def test_a_restarted_proxy_gets_its_tasks_anew() -> None:
+    """A new incarnation has forgotten what it held: the region claims again, at a newer epoch."""
+    machine, owner = owning(P0)
+    sends = tell(machine, owner, beat(incarnation="2"))
+    (claim,) = [s.message for s in sends if isinstance(s.message, m.Claim)]
+    assert claim.expected == E11
+
+
+def test_a_silent_proxy_is_replaced() -> None:
+    """After three missed heartbeats its tasks are claimed for another, and the others are told."""
+    machine, owner = owning(P0, P1)
+    other = P1 if owner == P0 else P0
+    sends: list[m.Send] = []
+    now = 0.0
+    while now < 2.0:
+        now += 0.25
+        tell(machine, other, beat(), now)
+        sends += tell(machine, ME, m.Tick(), now)
+    assert [s.message for s in sends if s.to == other] == [m.PeerDown(proxy=owner)]
+    (claim,) = {s.message for s in sends if isinstance(s.message, m.Claim)}
+    assert (claim.expected, claim.owner) == (E11, other)
+
+
+# -- calls -----------------------------------------------------------------------------------------
+
+
+def test_samples_go_to_different_proxies() -> None:
+    """The samples of one round are spread over as many proxies as there are."""
+    machine, _ = owning(P0, P1)
+    rows = ("a/1/s0", "a/1/s1", "a/1/s2", "a/1/s3")
+    sends = tell(machine, P0, m.Place(call=call(), rows=rows))
+    calls = [(s.to, s.message.row) for s in sends if isinstance(s.message, m.Call)]
+    assert [row for _, row in calls] == list(rows)
+    assert sorted(to for to, _ in calls) == [P0, P0, P1, P1]
+    assert calls[0][0] != calls[1][0]
+
+
+def test_a_call_is_placed_where_it_was() -> None:
+    """Asked again, the region names the same proxy: what still runs is not started elsewhere."""
+    machine, _ = owning(P0, P1)
+    place = m.Place(call=call(), rows=("a/1/s0",))
+    first = tell(machine, P0, place)
+    assert [tell(machine, P0, place) for _ in range(5)] == [first] * 5
+
+
+def test_calls_of_a_stopped_epoch_are_not_placed() -> None:
+    """A call that was on its way when its task was cancelled meets the stop in the region."""
+    machine, owner = owning(P0, P1)
+    tell(machine, "gateway/a", m.Stop(task_id=1, epoch=E20))
+    sends = tell(machine, owner, m.Place(call=call(owner), rows=("a/1/s0",)))
+    assert [(s.to, s.message) for s in sends] == [(owner, m.Stop(task_id=1, epoch=E20))]
+
+
+# -- time and bounds -------------------------------------------------------------------------------
+
+
+def ticks(machine: RegionMachine, seconds: float) -> list[m.Send]:
+    """All that comes out of the next so many seconds, with the proxies alive."""
+    sends: list[m.Send] = []
+    while (due := machine.next_deadline()) is not None and due <= seconds:
+        sends += tell(machine, ME, m.Tick(), due)
+    return sends
+
+
+def test_what_it_remembers_is_bounded() -> None:
+    """Neither placements nor stops pile up, whatever the number of calls and tasks."""
+    machine, _ = owning(P0)
+    for i in range(REMEMBERED + 50):
+        tell(machine, "gateway/a", m.Stop(task_id=i + 2, epoch=E20))
+        one = msgspec.structs.replace(call(), row=f"a/{i}/s0")
+        tell(machine, P0, m.Place(call=one, rows=(one.row,)))
+    assert max(sizes(machine).values()) == REMEMBERED
+
+
+def test_nothing_of_a_finished_task_is_left() -> None:
+    """When its tasks have ended, the region holds none of them."""
+    cluster = Cluster(lambda _: Reply("x"), proxies=2)
+    cluster.run_for(1.0)
+    bounded = ("_placements", "_stops")
+    empty = {k: n for k, n in sizes(cluster.machine(ME)).items() if k not in bounded}
+    tasks = [cluster.submit(GRAPH) for _ in range(10)]
+    cluster.run_until(lambda: cluster.ended(*tasks), 60)
+    cluster.run_for(1.0)
+    assert {k: n for k, n in sizes(cluster.machine(ME)).items() if k not in bounded} == empty

@@ -1,0 +1,200 @@
+"""The store's machine: every question gets one answer, and a wrong one changes nothing."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
+from agentos.core.limits import Limits
+from agentos.core.routes import ROUTES
+from agentos.core.store import StoreMachine
+from agentos.storage.memory import MemoryDatabase
+from tests.hostile import from_anybody, known, state_of
+
+OWNER = "proxy/r0/0"
+E10, E11 = Epoch(1, 0), Epoch(1, 1)
+REQUESTS = [kind for kind, ends in ROUTES.items() if any(to == "store" for _, to in ends)]
+fuzzed = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def store(limits: Limits | None = None) -> tuple[StoreMachine, MemoryDatabase]:
+    """A store that holds task 1, owned at (1, 1), and task 2, which nobody has."""
+    database = MemoryDatabase(clock=lambda: 0.0)
+    machine = StoreMachine(database, limits or Limits())
+    for region in ("region/r0", ""):
+        tell(machine, create(region))
+    tell(machine, claim())
+    return machine, database
+
+
+def tell(machine: StoreMachine, message: m.Message) -> m.Message:
+    """The one answer to a message."""
+    (send,) = machine.handle(m.Envelope(m.STORE, OWNER, message, "r7"), 0.0)
+    assert (send.to, send.ref) == (OWNER, "r7")
+    return send.message
+
+
+def create(region: str, key: str | None = None) -> m.CreateTask:
+    """A new task."""
+    return m.CreateTask(
+        user_id=1,
+        task_type="graph",
+        task_description="{}",
+        key=key,
+        agents=("echo",),
+        priority=0,
+        claimant="gateway/a",
+        region=region,
+    )
+
+
+def claim(task_id: int = 1, expected: Epoch = E10) -> m.Claim:
+    """A region's claim."""
+    return m.Claim(
+        task_id=task_id,
+        expected=expected,
+        scope="regional",
+        claimant="region/r0",
+        region="region/r0",
+        owner=OWNER,
+    )
+
+
+def record(*rows: str, epoch: Epoch = E11, end: m.End | None = None, task_id: int = 1) -> m.Record:
+    """A write."""
+    saved = tuple(m.Row(row, '{"value":1}') for row in rows)
+    return m.Record(task_id=task_id, epoch=epoch, rows=saved, end=end)
+
+
+@fuzzed
+@given(envelopes=st.lists(from_anybody(m.STORE), max_size=8))
+def test_nothing_raises_in_any_state(envelopes: list[m.Envelope]) -> None:
+    """Whatever comes, the store answers it at most once, and goes on."""
+    machine, _ = store()
+    for envelope in envelopes:
+        sends = machine.handle(envelope, 0.0)
+        assert [(s.to, s.ref) for s in sends] in ([], [(envelope.sender, envelope.ref)])
+
+
+@fuzzed
+@given(data=st.data(), kind=st.sampled_from(REQUESTS))
+def test_every_request_is_answered(data: st.DataObject, kind: type[m.Message]) -> None:
+    """Each request that the table of routes allows has an answer, if only a refusal."""
+    machine, _ = store()
+    if kind is not m.Refused:
+        tell(machine, data.draw(known(kind)))
+
+
+@fuzzed
+@given(request=known(m.Record) | known(m.Claim))
+def test_what_is_refused_changes_nothing(request: m.Record | m.Claim) -> None:
+    """A stale write and a lost claim leave the database as it was."""
+    machine, database = store()
+    before = state_of(database._tables)
+    answer = tell(machine, request)
+    refused = isinstance(answer, m.Refused)
+    if isinstance(answer, m.Recorded):
+        refused = answer.outcome != "applied"
+    if isinstance(answer, m.Claimed):
+        refused = not answer.granted
+    if refused:
+        assert state_of(database._tables) == before
+
+
+def test_the_three_outcomes_of_a_write() -> None:
+    """Applied, duplicate and stale reach the writer, with the epoch and state of the task."""
+    machine, _ = store()
+    outcomes = []
+    for q in (record("a"), record("a"), record("a", "b"), record("c", epoch=E10)):
+        answer = tell(machine, q)
+        assert isinstance(answer, m.Recorded)
+        assert (answer.current, answer.state) == (E11, "running")
+        assert answer.nodes == tuple(row.node_id for row in q.rows)
+        outcomes.append(answer.outcome)
+    assert outcomes == ["applied", "duplicate", "applied", "stale"]
+
+
+def test_an_end_is_told_only_if_it_stands() -> None:
+    """`ended` is said to the owner whose end was committed, again and again; to nobody else."""
+    machine, _ = store()
+    end = m.End("succeeded", "{}")
+    for q, told in (
+        (record("z", epoch=E10, end=end), False),
+        (record("a", end=end), True),
+        (record("a", end=end), True),
+        (record("b"), False),
+    ):
+        answer = tell(machine, q)
+        assert isinstance(answer, m.Recorded)
+        assert answer.ended is told
+        assert answer.outcome == "stale" or told
+
+
+def test_writers_of_nothing_are_told_to_stop() -> None:
+    """A task that was deleted, and an epoch that nobody issued, are stale: the writer stops."""
+    machine, _ = store()
+    for q in (record("a", task_id=99), record("a", epoch=Epoch(7, 7))):
+        answer = tell(machine, q)
+        assert isinstance(answer, m.Recorded)
+        assert answer.outcome == "stale"
+
+
+def test_claims_of_a_deleted_task_are_lost() -> None:
+    """Whoever claims a task that is gone is told that it is over, and does not ask for ever."""
+    machine, _ = store()
+    answer = tell(machine, claim(99))
+    assert isinstance(answer, m.Claimed)
+    assert (answer.granted, answer.state) == (False, "cancelled")
+
+
+def test_pages_follow_each_other() -> None:
+    """Saved rows come page by page, each once and in order, and the last page says so."""
+    limits = Limits(page_bytes=30)
+    machine, _ = store(limits)
+    names = [f"n{i}" for i in range(7)]
+    tell(machine, record(*names))
+    seen: list[str] = []
+    pages = 0
+    while True:
+        page = tell(machine, m.GetProgress(task_id=1, after=seen[-1] if seen else ""))
+        assert isinstance(page, m.Progress)
+        seen += [row.node_id for row in page.rows]
+        pages += 1
+        if not page.more:
+            break
+    assert seen == names
+    assert pages == 4
+
+
+def test_unknown_tasks_are_named() -> None:
+    """Reading a task that does not exist is refused with its id."""
+    machine, _ = store()
+    for q in (m.GetTask(task_id=99), m.GetProgress(task_id=99), m.CancelTask(task_id=99)):
+        answer = tell(machine, q)
+        assert isinstance(answer, m.Refused)
+        assert answer.code == "task_not_found"
+        assert "99" in answer.reason
+
+
+def test_a_key_that_names_another_task_is_a_conflict() -> None:
+    """The refusal reaches whoever asked, with its code."""
+    machine, _ = store()
+    first = tell(machine, create("", "k"))
+    again = tell(machine, create("", "k"))
+    assert isinstance(first, m.TaskCreated)
+    assert isinstance(again, m.TaskCreated)
+    assert (again.task_id, again.created) == (first.task_id, False)
+    other = m.CreateTask(
+        user_id=1,
+        task_type="graph",
+        task_description='{"x":1}',
+        key="k",
+        agents=(),
+        priority=0,
+        claimant="gateway/a",
+    )
+    answer = tell(machine, other)
+    assert isinstance(answer, m.Refused)
+    assert answer.code == "key_conflict"

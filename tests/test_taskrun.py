@@ -1,0 +1,327 @@
+"""One owner's walk of a graph: persist then send, and go on from any saved rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentos.core import messages as m
+from agentos.core.calls import Context
+from agentos.core.epoch import Epoch
+from agentos.core.errors import GraphError
+from agentos.core.graph import parse_graph
+from agentos.core.limits import Limits
+from agentos.core.rows import pages, plain, split
+from agentos.core.taskrun import TaskRun
+from agentos.core.timers import Timers
+
+ME, REGION, OTHER = "proxy/r0/0", "region/r0", "proxy/r0/1"
+E11, E12 = Epoch(1, 1), Epoch(1, 2)
+DIAMOND = {
+    "a": {"agent": "echo", "prompt": "start"},
+    "b": {"agent": "echo", "prompt": "${a}", "samples": 2, "voters": 1},
+    "c": {"agent": "echo", "prompt": "${a}"},
+    "d": {"agent": "echo", "prompt": "${b} ${c}"},
+}
+
+
+class Owner:
+    """A run with the proxy and the store around it played by hand."""
+
+    def __init__(
+        self,
+        nodes: dict[str, Any],
+        saved: list[m.SavedRow] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits()
+        text = json.dumps({"nodes": nodes})
+        self.timers: Timers[tuple[int, str]] = Timers()
+        context = Context(
+            address=ME,
+            region=REGION,
+            limits=self.limits,
+            timers=self.timers,
+            run_here=lambda _: None,
+            chance=lambda: 0.5,
+        )
+        run = m.Run(task_id=1, epoch=E12, task_description=text, saved=0)
+        self.run = TaskRun(run, parse_graph(text, self.limits), saved or [], context)
+        self.asked: dict[str, m.Call] = {}
+        self.records: list[m.Record] = []
+        self.sent: list[m.Send] = []
+        self.take(self.run.begin(0.0))
+
+    def take(self, sends: list[m.Send]) -> None:
+        """Sort what came out."""
+        self.sent += sends
+        for send in sends:
+            if isinstance(send.message, m.Place):
+                assert send.to == REGION
+                for row in send.message.rows:
+                    self.asked[row] = msgspec.structs.replace(send.message.call, row=row)
+            elif isinstance(send.message, m.Record):
+                self.records.append(send.message)
+
+    def answer(self, row: str, value: Any = None, /, **fields: Any) -> None:
+        """Answer a call with a value, or with these fields of its result."""
+        call = self.asked.pop(row)
+        outcome = fields or {"value": json.dumps(value)}
+        result = m.CallResult(
+            task_id=1, epoch=E12, row=row, attempt=call.attempt, proxy=OTHER, **outcome
+        )
+        self.take(self.run.answered(result, 1.0))
+
+    def commit(self, record: m.Record | None = None) -> None:
+        """Confirm a write: the oldest, unless told."""
+        record = record or self.records.pop(0)
+        done = m.Recorded(
+            task_id=1,
+            epoch=E12,
+            outcome="applied",
+            nodes=tuple(row.node_id for row in record.rows),
+            ended=record.end is not None,
+            current=E12,
+            state="running",
+        )
+        self.take(self.run.recorded(done, 1.0))
+
+    def pass_time(self) -> None:
+        """Let the next deadline come."""
+        due = self.timers.next()
+        assert due is not None
+        for _, row in self.timers.pop_due(due):
+            self.take(self.run.due(row, due))
+
+
+def row(name: str, value: Any, **more: Any) -> m.SavedRow:
+    """A saved row of an earlier owner."""
+    return m.SavedRow(name, E11, json.dumps({"value": value, **more}))
+
+
+def test_persist_then_send() -> None:
+    """No question is asked before every answer that it rests on is confirmed by the store."""
+    owner = Owner(DIAMOND)
+    assert set(owner.asked) == {"a/1/s0"}
+    owner.answer("a/1/s0", "x")
+    assert owner.asked == {}
+    owner.commit()
+    assert set(owner.asked) == {"b/1/s0", "b/1/s1", "c/1/s0"}
+    owner.answer("b/1/s0", "y")
+    owner.answer("b/1/s1", "z")
+    assert set(owner.asked) == {"c/1/s0"}
+    owner.commit()
+    assert set(owner.asked) == {"c/1/s0"}
+    owner.commit()
+    assert set(owner.asked) == {"c/1/s0", "b/1/v0"}
+
+
+def test_the_end_is_written_with_the_last_row() -> None:
+    """The last answer and the terminal state are one write; `Ended` follows its confirmation."""
+    owner = Owner({"a": DIAMOND["a"]})
+    owner.answer("a/1/s0", {"k": [1]})
+    (record,) = owner.records
+    assert [r.node_id for r in record.rows] == ["a"]
+    assert record.end is not None
+    assert json.loads(record.end.response)["output"] == {"k": [1]}
+    assert m.Ended not in [type(send.message) for send in owner.sent]
+    owner.commit()
+    assert owner.run.over
+    assert isinstance(owner.sent[-1].message, m.Ended)
+    assert len(owner.timers) == 0
+
+
+def test_a_silent_store_is_asked_again() -> None:
+    """Whatever is not confirmed is written again, all of it, until it is."""
+    owner = Owner(DIAMOND)
+    owner.answer("a/1/s0", "x")
+    first = owner.records.pop()
+    for _ in range(3):
+        owner.pass_time()
+        assert owner.records.pop().rows == first.rows
+    owner.commit(first)
+    assert set(owner.asked) == {"b/1/s0", "b/1/s1", "c/1/s0"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.randoms(use_true_random=False), cut=st.integers(0, 12))
+def test_another_owner_goes_on_from_what_was_saved(seed: Any, cut: int) -> None:
+    """Cut anywhere, the next owner asks only for what is missing, and the output is the same."""
+
+    def value(of: str) -> Any:
+        return {"choice": 1} if "/v" in of else f"answer of {of}"
+
+    def play(owner: Owner, steps: int) -> list[m.Row]:
+        """So many answers and commits in any order; the rows that were confirmed."""
+        saved: list[m.Row] = []
+        while steps and (owner.asked or owner.records):
+            steps -= 1
+            if owner.records and (not owner.asked or seed.random() < 0.5):
+                saved += owner.records[0].rows
+                owner.commit()
+            else:
+                name = seed.choice(sorted(owner.asked))
+                owner.answer(name, value(name))
+        return saved
+
+    whole = Owner(DIAMOND)
+    play(whole, 1000)
+    first = Owner(DIAMOND)
+    saved = play(first, cut)
+    second = Owner(DIAMOND, [m.SavedRow(r.node_id, E11, r.result) for r in saved])
+    known = {r.node_id for r in saved}
+    play(second, 1000)
+    asked = {
+        name
+        for send in second.sent
+        if isinstance(send.message, m.Place)
+        for name in send.message.rows
+    }
+    assert not any(name in known or split(name)[0] in known for name in asked)
+    last = [s.message for s in (*whole.sent, *second.sent) if isinstance(s.message, m.Ended)]
+    if not first.run.over:
+        responses = [json.loads(q.response) for q in last]
+        assert responses[0] == responses[1]
+
+
+def test_a_failing_start_starts_nothing_after_it() -> None:
+    """When one of several ready nodes cannot be asked, the others are not asked either."""
+    nodes = {
+        "a": {"agent": "echo", "prompt": ""},
+        "b": {"agent": "echo", "prompt": "${a.x}"},
+        "c": {"agent": "echo", "prompt": "${a.y}"},
+        "d": {"agent": "echo", "prompt": "${a}"},
+    }
+    owner = Owner(nodes, [row("a", "text")])
+    assert owner.asked == {}
+    (record,) = owner.records
+    assert record.end is not None
+    assert "node 'b'" in record.end.error
+    assert "has no 'x'" in record.end.error
+
+
+def test_a_failed_node_ends_the_task_and_its_other_calls() -> None:
+    """After the last attempt the task fails with the node named; calls in flight are aborted."""
+    owner = Owner({"a": {"agent": "echo", "prompt": "", "retries": 1, "samples": 2}})
+    owner.take(
+        owner.run.calls.placed(
+            m.Placed(task_id=1, epoch=E12, row="a/1/s1", attempt=0, proxy="proxy/r0/2"), 0.0
+        )
+    )
+    owner.answer("a/1/s0", error="no\0pe", retryable=True)
+    assert owner.records == []
+    owner.pass_time()
+    assert owner.asked["a/1/s0"].attempt == 1
+    owner.answer("a/1/s0", error="no\0pe", retryable=True)
+    (record,) = owner.records
+    assert record.end is not None
+    assert "after 2 attempts: no\\0pe" in record.end.error
+    assert ("proxy/r0/2", m.AbortCalls) in [(s.to, type(s.message)) for s in owner.sent]
+
+
+@pytest.mark.parametrize("value", ["{", "NaN", '{"a":1,"a":2}', "1e999", '"\\ud800"', "[" * 100])
+def test_answers_that_cannot_be_stored_are_repeated(value: str) -> None:
+    """What is no JSON that every reader understands is a failed attempt, not an accepted value."""
+    owner = Owner({"a": {"agent": "echo", "prompt": "", "retries": 0}})
+    owner.answer("a/1/s0", value=value)
+    (record,) = owner.records
+    assert record.end is not None
+    assert record.end.state == "failed"
+    assert "unusable answer" in record.end.error
+
+
+def test_a_vote_that_cannot_be_had_does_not_count() -> None:
+    """A voter that fails for good is left out; the node goes on."""
+    nodes = {"a": {"agent": "echo", "prompt": "", "samples": 2, "voters": 1, "retries": 0}}
+    owner = Owner(nodes, [row("a/1/s0", "x"), row("a/1/s1", "y")])
+    owner.answer("a/1/v0", error="no", retryable=False)
+    (record,) = owner.records
+    assert [r.node_id for r in record.rows] == ["a"]
+    assert record.end is not None
+    assert json.loads(record.end.response)["output"] == "x"
+
+
+def test_costs_survive_a_change_of_owner() -> None:
+    """What the earlier owner's saved calls cost is in the response, counted once."""
+    usage = {"calls": 1, "retries": 0, "prompt_tokens": 10, "completion_tokens": 5}
+    rows = [row("a", "x", usage=usage), row("b/1/s0", "y", usage=usage)]
+    owner = Owner(DIAMOND, rows)
+    for name in ("b/1/s1", "b/1/v0", "c/1/s0", "d/1/s0"):
+        while name not in owner.asked:
+            owner.commit()
+        owner.answer(name, {"choice": 0})
+    end = owner.records[-1].end
+    assert end is not None
+    told = json.loads(end.response)["usage"]
+    assert (told["calls"], told["prompt_tokens"]) == (6, 20)
+
+
+def test_rows_of_nodes_that_are_gone_are_ignored() -> None:
+    """A description that was replaced has no use for what was saved of its old nodes."""
+    owner = Owner({"a": DIAMOND["a"]}, [row("old", 1), row("old/1/s0", 1)])
+    assert set(owner.asked) == {"a/1/s0"}
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"value":1,"usage":[]}', "[" * 10_000])
+def test_rows_that_cannot_be_read_are_an_error(text: str) -> None:
+    """Never a crash of another kind: whoever builds the run can tell the task's owner."""
+    with pytest.raises((GraphError, msgspec.ValidationError)):
+        Owner({"a": DIAMOND["a"]}, [m.SavedRow("a", E11, text)])
+
+
+def test_an_output_too_large_fails_the_task() -> None:
+    """A response that no frame can carry is not written; the reason says what to do."""
+    limits = Limits(page_bytes=500)
+    owner = Owner({n: {"agent": "echo", "prompt": ""} for n in "ab"}, limits=limits)
+    for name in "ab":
+        owner.answer(f"{name}/1/s0", "x" * 300)
+    while owner.records[0].end is None:
+        owner.commit()
+    end = owner.records[0].end
+    assert end is not None
+    assert end.state == "failed"
+    assert "set `output`" in end.error
+
+
+@given(sizes=st.lists(st.integers(2, 50), max_size=20), most=st.integers(1, 60))
+def test_pages_fit_and_lose_nothing(sizes: list[int], most: int) -> None:
+    """Every row is on one page, in order; no page of several is too large; the end comes last."""
+    rows = [m.Row(f"n{i}", "x" * size) for i, size in enumerate(sizes)]
+    end = m.End("failed", "{}")
+    parts = pages(rows, end, most)
+    assert [r for part, _ in parts for r in part] == rows
+    assert all(
+        len(part) == 1 or sum(len(r.result) for r in part) <= most for part, _ in parts if part
+    )
+    assert [e for _, e in parts] == [None] * (len(parts) - 1) + [end]
+
+
+@given(text=st.text(max_size=50))
+def test_every_error_can_be_stored(text: str) -> None:
+    """Whatever an agent's error says, its text is one that every database takes."""
+    safe = plain(text + "\0\ud800")
+    assert "\0" not in safe
+    assert safe.encode()
+
+
+def test_waits_are_bounded_on_both_sides() -> None:
+    """A peer that says "again in 0 s" makes no busy loop, one that says "in 30 years" no dead task."""
+    owner = Owner({"a": DIAMOND["a"]})
+    refused = m.CallRefused(
+        task_id=1, epoch=E12, row="a/1/s0", attempt=0, reason="", retry_after_s=0.0
+    )
+    for told, least, most in ((0.0, 0.01, 1.0), (1e9, 1.0, 60.0)):
+        again = msgspec.structs.replace(refused, retry_after_s=told)
+        owner.run.calls.refused(again, REGION, 10.0)
+        due = owner.timers.next()
+        assert due is not None
+        assert least <= due - 10.0 <= most
+    owner.answer("a/1/s0", error="busy", retryable=True, retry_after_s=1e9)
+    due = owner.timers.next()
+    assert due is not None
+    assert due <= owner.limits.max_timeout_s + 1.0
