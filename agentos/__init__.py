@@ -4,7 +4,7 @@ from agentos.agents.echo import EchoAgent
 from agentos.agents.function import FunctionAgent, agent
 from agentos.agents.openai import OpenAIAgent
 from agentos.blocking import Client, Task
-from agentos.client import AsyncClient, AsyncTask, connect
+from agentos.client import AsyncClient, connect
 from agentos.cluster import Cluster, Host
 from agentos.core.epoch import Epoch
 from agentos.core.errors import (
@@ -30,6 +30,7 @@ from agentos.core.errors import (
 )
 from agentos.core.limits import Limits
 from agentos.core.ports import AgentAnswer, AgentRequest
+from agentos.handles import AsyncTask
 
 __all__ = [
     "AddressTaken",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from agentos.client import AsyncClient, AsyncTask
+from agentos.client import AsyncClient
 from agentos.core import messages as m
+from agentos.core.errors import LocalProtocolError
 from agentos.core.limits import Limits
+from agentos.handles import AsyncTask
 from agentos.registry import Transports
 
 T = TypeVar("T")
@@ -34,6 +38,8 @@ class Client:
         transports: Transports | None = None,
     ) -> None:
         self._client = AsyncClient(url, timeout_s=timeout_s, limits=limits, transports=transports)
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="agentos-client", daemon=True
@@ -51,14 +57,21 @@ class Client:
         return self._client.urls
 
     def close(self) -> None:
-        """Drop the connection; tasks go on without us. Idempotent."""
-        if self._loop.is_closed():
-            return
-        self._run(self._client.close())
-        self._run(self._loop.shutdown_default_executor())
+        """Drop the connection; tasks go on without us, and who waits here is told. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._shut_down(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def _shut_down(self) -> None:
+        await _cancel_others()
+        await self._client.close()
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
     def __enter__(self) -> Self:
         return self
@@ -114,10 +127,16 @@ class Client:
         return self._run(self._client.cluster())
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise LocalProtocolError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
-        except BaseException:
+        except concurrent.futures.CancelledError:
+            raise LocalProtocolError("the client was closed meanwhile") from None
+        except BaseException:  # Ctrl-C: nobody waits for this any more
             future.cancel()
             raise
 
@@ -149,7 +168,8 @@ class Task:
             while (message := self._client._run(_next(messages))) is not None:
                 yield message
         finally:
-            self._client._run(_close(messages))
+            with contextlib.suppress(LocalProtocolError):  # closed, and the generator with it
+                self._client._run(_close(messages))
 
     def progress(self) -> list[m.SavedRow]:
         """Every row that has been saved for the task."""
@@ -168,4 +188,13 @@ async def _next(messages: AsyncIterator[T]) -> T | None:
 
 
 async def _close(messages: Any) -> None:
-    await messages.aclose()
+    # Ctrl-C during `_next`: the generator is being cancelled at this moment, and ends by itself.
+    with contextlib.suppress(RuntimeError):
+        await messages.aclose()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -23,6 +24,8 @@ import pykka
 from agentos.core import errors, jsontext
 from agentos.core import messages as m
 from agentos.core.limits import Limits
+from agentos.handles import AsyncTask, end_of, is_complete
+from agentos.logs import quiet_unless_configured
 from agentos.registry import Transports
 from agentos.runtime.refs import Asker
 from agentos.runtime.switch import Switch
@@ -35,10 +38,13 @@ ATTEMPT_S = 3.0
 """How long one request waits before it is sent again: requests are idempotent."""
 CONNECT_S = 5.0
 """How long a client looks for a gateway before it says that there is none."""
-KEPT_ENDS = 10_000
+KEPT_ENDS, KEPT_CHARACTERS = 10_000, 50_000_000
+"""Ends, and characters of responses, that a client keeps for handles that have not asked yet."""
 
 AnswerT = TypeVar("AnswerT", bound=m.Message)
 Envelopes = list[m.Envelope]
+Pushed = asyncio.Queue[m.Event | m.Ended | None]
+"""What a waiter hears; None when the client is closed."""
 
 
 def default_urls() -> list[str]:
@@ -71,6 +77,7 @@ def connect(
     Raises:
         ClusterUnreachable: none answered in time.
     """
+    quiet_unless_configured()
     urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
     limits = limits or Limits()
     transports = Transports(JsonCodec(limits), limits)
@@ -105,6 +112,7 @@ class AsyncClient:
         limits: Limits | None = None,
         transports: Transports | None = None,
     ) -> None:
+        quiet_unless_configured()
         self.urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
         self._timeout_s = timeout_s
         self._limits = limits or Limits()
@@ -113,7 +121,8 @@ class AsyncClient:
         self._switch: Switch | None = None
         self._asker: Asker | None = None
         self._ends: OrderedDict[int, m.Ended] = OrderedDict()
-        self._waiters: dict[int, list[asyncio.Queue[m.Message]]] = {}
+        self._kept = 0
+        self._waiters: dict[int, list[Pushed]] = {}
 
     async def connect(self) -> Self:
         """Find a gateway.
@@ -146,6 +155,8 @@ class AsyncClient:
             return
         if self._asker is not None:
             self._asker.close()
+        for queue in [queue for queues in self._waiters.values() for queue in queues]:
+            queue.put_nowait(None)
         await asyncio.to_thread(switch.close)
         if self._shared is None and self._transports is not None:
             await asyncio.to_thread(self._transports.close)
@@ -206,7 +217,7 @@ class AsyncClient:
             notify=True,
         )
         answer = await self._request(m.GATEWAY, submit, m.Submitted)
-        return AsyncTask(self, answer.task_id)
+        return AsyncTask(self, answer.task_id, told=True)
 
     def task(self, task_id: int) -> AsyncTask:
         """A handle on a task that was submitted before, by anybody."""
@@ -263,8 +274,7 @@ class AsyncClient:
                 return answer
 
     async def _once(self, to: str, question: m.Message, timeout_s: float) -> m.Message:
-        if self._asker is None or self._switch is None:
-            raise errors.LocalProtocolError("the client is not connected: use `async with`")
+        asker = self._connected()
         future: asyncio.Future[m.Message] = self._loop.create_future()
 
         def settle(answer: m.Message | Exception) -> None:
@@ -279,11 +289,16 @@ class AsyncClient:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
                 self._loop.call_soon_threadsafe(settle, answer)
 
-        ref = self._asker.ask(to, question, resolve)
+        ref = asker.ask(to, question, resolve)
         try:
             return await asyncio.wait_for(future, timeout_s)
         finally:
-            self._asker.forget(ref)
+            asker.forget(ref)
+
+    def _connected(self) -> Asker:
+        if self._asker is None or self._switch is None:
+            raise errors.LocalProtocolError("the client is not connected: use `async with`")
+        return self._asker
 
     def _on_messages(self, envelopes: Envelopes) -> None:
         with contextlib.suppress(RuntimeError):
@@ -292,151 +307,93 @@ class AsyncClient:
     def _take(self, envelopes: Envelopes) -> None:
         for envelope in envelopes:
             message = envelope.message
-            if not isinstance(message, m.Ended | m.Event):
-                continue
             if isinstance(message, m.Ended):
-                self._ends[message.task_id] = message
-                while len(self._ends) > KEPT_ENDS:
-                    self._ends.popitem(last=False)
-            for waiter in self._waiters.get(message.task_id, ()):
-                waiter.put_nowait(message)
+                self._remember(message)
+            if isinstance(message, m.Ended | m.Event):
+                for waiter in self._waiters.get(message.task_id, ()):
+                    waiter.put_nowait(message)
+
+    def _remember(self, ended: m.Ended) -> None:
+        """Keep an end for whoever asks for the result later; the oldest give way."""
+        if not is_complete(ended) or ended.task_id in self._ends:
+            return
+        self._ends[ended.task_id] = ended
+        self._kept += len(ended.response)
+        while len(self._ends) > KEPT_ENDS or self._kept > KEPT_CHARACTERS:
+            _, oldest = self._ends.popitem(last=False)
+            self._kept -= len(oldest.response)
 
     async def _follow(
-        self, task_id: int, *, progress: bool, timeout_s: float | None
-    ) -> AsyncIterator[m.Event | m.Ended]:
-        """Messages of one task until it ends; looks for itself when nothing is pushed."""
+        self,
+        task_id: int,
+        *,
+        progress: bool = False,
+        ask: bool = True,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[m.Event | m.Ended, None]:
+        """Messages of one task until it ends; looks for itself when nothing is pushed.
+
+        Args:
+            task_id: which task.
+            progress: whether events are wanted, or only the end.
+            ask: whether the gateway is to be told of it at once; `submit` does it by itself.
+            timeout_s: seconds until `ResultTimeout`.
+        """
         if not progress and task_id in self._ends:
             yield self._ends[task_id]
             return
-        assert self._asker is not None, "a handle belongs to a connected client"
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        queue: asyncio.Queue[m.Message] = asyncio.Queue()
+        asker = self._connected()
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        watch = self._message(m.Watch, task_id=task_id, client=asker.address, progress=progress)
+        queue: Pushed = asyncio.Queue()
         self._waiters.setdefault(task_id, []).append(queue)
-        watch = m.Watch(task_id=task_id, client=self._asker.address, progress=progress)
         try:
-            ask = progress  # `submit` has asked for the end already
-            last: m.Message | None = None
-            while True:
-                message = await self._look(watch) if ask else None
-                if message is None:
-                    wait_s = POLL_S
-                    if deadline is not None:
-                        wait_s = min(wait_s, deadline - time.monotonic())
-                    if wait_s <= 0:
-                        raise errors.ResultTimeout(
-                            f"task {task_id} did not end within {timeout_s:g} s; it goes on"
-                        )
-                    try:
-                        message = await asyncio.wait_for(queue.get(), wait_s)
-                    except TimeoutError:
-                        ask = True
-                        continue
-                ask = False
-                if isinstance(message, m.Event | m.Ended) and message != last:
-                    last = message
+            message = await self._look(watch, deadline) if ask else None
+            while not isinstance(message, m.Ended):
+                if message is not None:
                     yield message
-                if isinstance(message, m.Ended):
-                    return
+                message = await self._heard(queue, watch, deadline)
+            yield await self._completed(message)
         finally:
             self._waiters[task_id].remove(queue)
             if not self._waiters[task_id]:
                 del self._waiters[task_id]
                 if progress:
-                    self._asker.tell(
-                        m.GATEWAY, m.Unwatch(task_id=task_id, client=self._asker.address)
-                    )
+                    asker.tell(m.GATEWAY, m.Unwatch(task_id=task_id, client=asker.address))
 
-    async def _look(self, watch: m.Watch) -> m.Message:
-        """Ask to be told, and where the task stands."""
-        deadline = time.monotonic() + self._timeout_s
+    async def _heard(self, queue: Pushed, watch: m.Watch, deadline: float) -> m.Event | m.Ended:
+        """What is pushed next; when nothing is, whether the task has ended all the same."""
         while True:
-            with contextlib.suppress(TimeoutError, pykka.ActorDeadError, errors.Overloaded):
-                return await self._once(m.GATEWAY, watch, ATTEMPT_S)
-            if time.monotonic() > deadline:
-                raise errors.ClusterUnreachable(f"no answer from {', '.join(self.urls)}")
-            await asyncio.sleep(0.2)
-
-
-class AsyncTask:
-    """A handle on one task."""
-
-    def __init__(self, client: AsyncClient, task_id: int) -> None:
-        self.task_id = task_id
-        self._client = client
-
-    async def status(self) -> m.TaskInfo:
-        """The task's row, with its response if it has ended.
-
-        Raises:
-            TaskNotFound: there is no such task.
-        """
-        question = self._client._message(m.GetTask, task_id=self.task_id)
-        return await self._client._request(m.STORE, question, m.TaskInfo)
-
-    async def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the end, and return the task's output.
-
-        Raises:
-            ResultTimeout: it did not end in time; it goes on.
-            TaskFailed: a node failed; the message names it.
-            TaskCancelled: somebody cancelled it.
-            TaskNotFound: there is no such task.
-        """
-        return response_of(await self.wait(timeout_s))["output"]
-
-    async def wait(self, timeout_s: float | None = None) -> m.Ended:
-        """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
-        async for message in self._client._follow(
-            self.task_id, progress=False, timeout_s=timeout_s
-        ):
-            if isinstance(message, m.Ended):
-                if message.response or message.state == "cancelled":
+            wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
+            with contextlib.suppress(TimeoutError):
+                message = await asyncio.wait_for(queue.get(), wait_s)
+                if message is not None:
                     return message
-                task = await self.status()  # the end was learned from the store
-                return m.Ended(
-                    task_id=task.task_id,
-                    epoch=task.epoch,
-                    state=task.state,
-                    response=task.response or "",
-                    error=task.error,
-                )
-        raise errors.ResultTimeout(f"task {self.task_id}: the connection was closed")
+                self._connected()
+            message = await self._look(watch, deadline)
+            if isinstance(message, m.Ended):
+                return message
 
-    async def watch(self, timeout_s: float | None = None) -> AsyncIterator[m.Event | m.Ended]:
-        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
-        async for message in self._client._follow(self.task_id, progress=True, timeout_s=timeout_s):
-            yield message
+    async def _look(self, watch: m.Watch, deadline: float) -> m.Event | m.Ended | None:
+        """Ask to be told, and where the task stands."""
+        give_up = min(deadline, time.monotonic() + self._timeout_s)
+        while (left := give_up - time.monotonic()) > 0:
+            try:
+                answer = await self._once(m.GATEWAY, watch, min(ATTEMPT_S, left))
+            except errors.Overloaded:  # it has too many to tell: look in the database
+                task = await self._request(m.STORE, m.GetTask(task_id=watch.task_id), m.TaskInfo)
+                return end_of(task)
+            except (TimeoutError, pykka.ActorDeadError):
+                await asyncio.sleep(min(0.2, left))
+            else:
+                return answer if isinstance(answer, m.Event | m.Ended) else None
+        if give_up == deadline:
+            raise errors.ResultTimeout(f"task {watch.task_id} did not end in time; it goes on")
+        raise unreachable(self.urls, self._timeout_s)
 
-    async def progress(self) -> list[m.SavedRow]:
-        """Every row that has been saved for the task."""
-        rows: list[m.SavedRow] = []
-        while True:
-            after = rows[-1].node_id if rows else ""
-            question = self._client._message(m.GetProgress, task_id=self.task_id, after=after)
-            page = await self._client._request(m.STORE, question, m.Progress)
-            rows += page.rows
-            if not page.more:
-                return rows
-
-    async def cancel(self) -> m.State:
-        """End it now, and abort its calls; returns the terminal state that it has."""
-        question = self._client._message(m.Cancel, task_id=self.task_id)
-        return (await self._client._request(m.GATEWAY, question, m.Cancelled)).state
-
-    def __repr__(self) -> str:
-        return f"<AsyncTask {self.task_id}>"
-
-
-def response_of(ended: m.Ended) -> dict[str, Any]:
-    """The response document of a task that succeeded.
-
-    Raises:
-        TaskFailed: it did not; the message names the node.
-        TaskCancelled: it was cancelled.
-    """
-    if ended.state == "cancelled":
-        raise errors.TaskCancelled(f"task {ended.task_id} was cancelled")
-    if ended.state == "failed":
-        raise errors.TaskFailed(f"task {ended.task_id} failed: {ended.error}")
-    response: dict[str, Any] = msgspec.json.decode(ended.response)
-    return response
+    async def _completed(self, ended: m.Ended) -> m.Ended:
+        """The end with its response: whoever learned of it from the store does not send that."""
+        if is_complete(ended):
+            return ended
+        task = await self._request(m.STORE, m.GetTask(task_id=ended.task_id), m.TaskInfo)
+        return end_of(task) or ended

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from agentos.core import messages as m
 from agentos.core.errors import ConfigError, LocalProtocolError
 from agentos.core.limits import Limits
 from agentos.core.ports import Agent
+from agentos.logs import quiet_unless_configured
 from agentos.registry import Transports, open_database
 from agentos.runtime.actors import (
     GatewayActor,
@@ -34,10 +36,15 @@ from agentos.runtime.actors import (
     StoreActor,
 )
 from agentos.runtime.agents import AgentRunner
+from agentos.runtime.peers import may_greet
 from agentos.runtime.switch import Switch
+from agentos.runtime.uplink import Uplink
 from agentos.runtime.wire import JsonCodec
 
 log = structlog.get_logger()
+
+READY_S = 10.0
+"""How long a start waits for every proxy's first heartbeat; the cluster works without."""
 
 
 class Host:
@@ -55,12 +62,18 @@ class Host:
         agents: Iterable[Agent] = (),
         on_give_up: Callable[[str], None] | None = None,
     ) -> None:
+        quiet_unless_configured()
         self.limits = (limits or Limits()).check()
+        agents = list(agents)
         self.agents = {agent.name: agent for agent in agents}
+        if len(self.agents) < len(agents):
+            names = [agent.name for agent in agents]
+            raise ConfigError(f"agents must have different names; these are {sorted(names)}")
         self.transports = Transports(JsonCodec(self.limits), self.limits)
         self._on_give_up = on_give_up
         self._actors: list[pykka.ActorRef[MachineActor]] = []
         self._switches: dict[str, Switch] = {}
+        self._uplinks: dict[str, Uplink] = {}
         self._runner: AgentRunner | None = None
         self._closed = False
 
@@ -94,11 +107,11 @@ class Host:
         if database is not None:
             self._start_store(switch, database)
         url = switch.listen(listen)
+        if store:
+            self._uplinks[address] = switch.connect(store)
         actor = self._start(GatewayActor, address, switch)
         # Whoever sends to `gateway` means the one above it, whatever that is called.
         switch.attach(m.GATEWAY, actor, announce=False)
-        if store:
-            switch.connect(store)
         return url
 
     def region(self, name: str, listen: str, gateways: Sequence[str]) -> str:
@@ -110,8 +123,9 @@ class Host:
         address = f"region/{name}"
         switch = self._switch(address)
         url = switch.listen(listen)
+        # The link first: the actor's first heartbeat waits in it, and is not lost.
+        self._uplinks[address] = switch.connect(gateways)
         self._start(RegionActor, address, switch)
-        switch.connect(gateways)
         return url
 
     def proxy(
@@ -139,24 +153,32 @@ class Host:
         switch = self._switch(address)
         slots = {name: self.agents[name].max_concurrency for name in names}
         switch.attach(m.AGENTS, self._agent_runner().handle, announce=False)
+        self._uplinks[address] = switch.connect(regions)
         self._start(ProxyActor, address, switch, slots)
-        switch.connect(regions)
         return address
 
     def switch(self, address: str) -> Switch:
         """The switch of a role on this host: the place to put actors of your own."""
         return self._switches[address]
 
+    def uplink(self, address: str) -> Uplink:
+        """The link up of a role on this host: whether its parent has welcomed or refused it."""
+        return self._uplinks[address]
+
     def close(self) -> None:
-        """Stop everything, the newest first; calls in flight are aborted. Idempotent."""
+        """Stop everything, the newest first. Idempotent.
+
+        Calls in flight have `limits.stop_grace_s` to end and to be recorded, no new one starts;
+        those that have not ended by then are aborted, and run again where the task goes on.
+        """
         if self._closed:
             return
         self._closed = True
+        if self._runner is not None:
+            self._runner.close(self.limits.stop_grace_s)
         for actor in reversed(self._actors):
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 actor.stop(timeout=self.limits.stop_grace_s)
-        if self._runner is not None:
-            self._runner.close(self.limits.stop_grace_s)
         for switch in reversed(self._switches.values()):
             switch.close()
         self.transports.close()
@@ -173,6 +195,8 @@ class Host:
         self.close()
 
     def _switch(self, address: str) -> Switch:
+        if address != m.STORE and not (m.is_address(address) and may_greet(address)):
+            raise ConfigError(f"{address!r}: a name has letters, digits, and . _ - only")
         if address in self._switches:
             raise LocalProtocolError(f"{address} is on this host already")
         switch = self._switches[address] = Switch(self.transports, self.limits, address)
@@ -241,12 +265,17 @@ class Cluster:
         self._listen = listen
         self._limits = limits
         self._offers = dict(offers or {})
-        self._stack = contextlib.ExitStack()
+        names = {f"{region}/{i}" for region in self._regions for i in range(1, proxies + 1)}
+        if unknown := sorted(set(self._offers) - names):
+            raise ConfigError(f"offers of {unknown}, but the proxies are {sorted(names)}")
+        self._stack: contextlib.ExitStack | None = None
         self.url = ""
         """Where the gateway listens, once started."""
 
     def start(self) -> Self:
         """Start every role: the store and the gateway, then the regions, then the proxies."""
+        if self._stack is not None:
+            raise LocalProtocolError("this cluster is running; stop it first")
         with contextlib.ExitStack() as stack:
             data = self._data
             if data is None:
@@ -260,22 +289,28 @@ class Cluster:
                 for i in range(1, self._proxies + 1):
                     offers = self._offers.get(f"{region}/{i}")
                     self.host.proxy(region, str(i), [url], offers)
+            self._await_heartbeats()
             self._stack = stack.pop_all()
         return self
 
     def client(self, **options: Any) -> Client:
         """A blocking client of this cluster; options are `Client`'s."""
-        return Client(self.url, limits=self._limits, transports=self.host.transports, **options)
+        return Client(self.url, limits=self._limits, transports=self._transports(), **options)
 
     def async_client(self, **options: Any) -> AsyncClient:
         """An asyncio client of this cluster; options are `AsyncClient`'s."""
-        return AsyncClient(
-            self.url, limits=self._limits, transports=self.host.transports, **options
-        )
+        return AsyncClient(self.url, limits=self._limits, transports=self._transports(), **options)
+
+    def _transports(self) -> Transports:
+        if self._stack is None:
+            raise LocalProtocolError("this cluster is not running; start it first")
+        return self.host.transports
 
     def stop(self) -> None:
         """Stop every role, proxies first. Idempotent."""
-        self._stack.close()
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -287,6 +322,19 @@ class Cluster:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def _await_heartbeats(self) -> None:
+        """Wait until the gateway knows of every proxy, so that the first task finds them."""
+        gateway = self.host.switch("gateway/main").ref(m.GATEWAY)
+        expected = (len(self._regions), len(self._regions) * self._proxies)
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(pykka.Timeout):
+                regions = gateway.ask(m.GetCluster(), timeout=1.0).regions
+                if (len(regions), sum(len(r.proxies) for r in regions)) >= expected:
+                    return
+            time.sleep(0.005)
+        log.warning("cluster_incomplete", after_s=READY_S)
 
     def _below(self, region: str) -> str:
         """Where a region listens: like the gateway, on a port or a name of its own."""

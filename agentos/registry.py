@@ -12,7 +12,7 @@ import threading
 from importlib.metadata import entry_points
 from typing import Any
 
-from agentos.core.errors import LocalProtocolError
+from agentos.core.errors import ConfigError, LocalProtocolError
 from agentos.core.limits import Limits
 from agentos.core.ports import Codec, Database, StorageFactory, Transport, TransportFactory
 
@@ -25,7 +25,12 @@ def _load(group: str, url: str) -> Any:
     if not separator or not found:
         known = sorted({point.name + "://" for point in entry_points(group=group)})
         raise LocalProtocolError(f"{url!r} is not a URL of {group}; installed: {', '.join(known)}")
-    return found[0].load()
+    try:
+        return found[0].load()
+    except ImportError as error:
+        raise ConfigError(
+            f"{scheme}:// needs {found[0].value}, which cannot be imported: {error}"
+        ) from error
 
 
 def open_database(url: str) -> Database:
@@ -33,6 +38,7 @@ def open_database(url: str) -> Database:
 
     Raises:
         LocalProtocolError: no installed adapter serves the scheme.
+        ConfigError: the adapter cannot be imported.
         StorageError: the adapter cannot open it.
     """
     factory: StorageFactory = _load(STORAGE, url)
@@ -52,15 +58,19 @@ class Transports:
         self._limits = limits
         self._lock = threading.Lock()
         self._made: dict[TransportFactory, Transport] = {}
+        self._closed = False
 
     def of(self, url: str) -> Transport:
         """The transport that serves this URL.
 
         Raises:
-            LocalProtocolError: no installed adapter serves the scheme.
+            LocalProtocolError: no installed adapter serves the scheme, or these are closed.
+            ConfigError: the adapter cannot be imported.
         """
         factory: TransportFactory = _load(TRANSPORTS, url)
         with self._lock:
+            if self._closed:
+                raise LocalProtocolError(f"{url}: the transports of this process are closed")
             if factory not in self._made:
                 self._made[factory] = factory(self._codec, self._limits)
             return self._made[factory]
@@ -68,6 +78,7 @@ class Transports:
     def close(self) -> None:
         """Close every transport that was made. Idempotent."""
         with self._lock:
+            self._closed = True
             made, self._made = list(self._made.values()), {}
         for transport in made:
             transport.close()

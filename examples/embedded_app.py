@@ -18,6 +18,7 @@ from aiohttp import web
 from agentos import AgentOSError, AsyncClient, Cluster, TaskNotFound, agent
 
 CLIENT = web.AppKey("client", AsyncClient)
+DATA = web.AppKey("data", str)
 
 
 @agent
@@ -54,7 +55,7 @@ async def get_haiku(request: web.Request) -> web.Response:
 
 async def agent_os(app: web.Application) -> AsyncIterator[None]:
     """The cluster's life is the application's."""
-    cluster = Cluster([poet], data=app["data"], proxies=2)
+    cluster = Cluster([poet], data=app[DATA], proxies=2)
     await asyncio.to_thread(cluster.start)
     try:
         async with cluster.async_client() as app[CLIENT]:
@@ -66,7 +67,7 @@ async def agent_os(app: web.Application) -> AsyncIterator[None]:
 def make_app(data: str = "agentos-data") -> web.Application:
     """The application."""
     app = web.Application()
-    app["data"] = data
+    app[DATA] = data
     app.add_routes([web.post("/haiku", post_haiku), web.get("/haiku/{task_id}", get_haiku)])
     app.cleanup_ctx.append(agent_os)
     return app

@@ -17,7 +17,10 @@ def shout(prompt: str) -> str:
 GRAPH = {
     "input": {"topic": "lighthouses"},
     "nodes": {
-        "fact": {"agent": "writer", "prompt": "Tell one fact about ${input.topic}, in one sentence."},
+        "fact": {
+            "agent": "writer",
+            "prompt": "Tell one fact about ${input.topic}, in one sentence.",
+        },
         "loud": {"agent": "shout", "prompt": "${fact}"},
     },
     "output": "loud",

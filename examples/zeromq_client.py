@@ -26,7 +26,7 @@ GRAPH = {
     "output": "end",
 }
 ENDED = {"succeeded", "failed", "cancelled"}
-PATIENCE_S = 10.0
+PATIENCE_S = 5.0
 
 
 class Connection:

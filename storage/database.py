@@ -15,12 +15,12 @@ from pathlib import Path
 
 import peewee
 import structlog
+
+from agentos.core.errors import IncompatibleDatabase, LocalProtocolError, StorageError
 from agentos.storage.models import SCHEMA_VERSION
 from agentos.storage.statements import Statements
 from agentos.storage.transactions import Transactional
 from agentos.storage.writing import PeeweeDatabase
-
-from agentos.core.errors import IncompatibleDatabase, LocalProtocolError, StorageError
 
 APPLICATION_ID = 0x41674F53
 """`AgOS`: marks the file's header as ours (sqlite.org/fileformat.html, offset 68)."""

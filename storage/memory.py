@@ -13,14 +13,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
-from agentos.storage import values
-from agentos.storage.memory_reading import MemoryReader
-from agentos.storage.memory_tables import TaskRow
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import LocalProtocolError
 from agentos.core.ports import Document, SaveOutcome
+from agentos.storage import values
+from agentos.storage.memory_reading import MemoryReader
+from agentos.storage.memory_tables import TaskRow
 
 
 class MemoryDatabase(MemoryReader):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from agentos.storage.memory_tables import Tables, TaskRow
-
 from agentos.core import messages as m
 from agentos.core.ports import Document
+from agentos.storage.memory_tables import Tables, TaskRow
 
 
 class MemoryReader:

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import peewee
-from agentos.storage import values
-from agentos.storage.models import ENDED, UNFINISHED, bind
-from agentos.storage.statements import INFO, Statements
-from agentos.storage.transactions import Transactional, reads
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.ports import Document
+from agentos.storage import values
+from agentos.storage.models import ENDED, UNFINISHED, bind
+from agentos.storage.statements import INFO, Statements
+from agentos.storage.transactions import Transactional, reads
 
 
 class Reader(Transactional):

@@ -12,13 +12,13 @@ from typing import Any
 
 import msgspec
 import peewee
-from agentos.storage import values
-from agentos.storage.reading import Reader
-from agentos.storage.transactions import writes
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.ports import SaveOutcome
+from agentos.storage import values
+from agentos.storage.reading import Reader
+from agentos.storage.transactions import writes
 
 _CHUNK = 500
 """Rows that are looked up by one statement: half of SQLite's old bound of 999 parameters."""

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from agentos.core.errors import LocalProtocolError
 from agentos.storage import Database
 from agentos.storage.database import SQLiteDatabase
 from agentos.storage.memory import MemoryDatabase
-
-from agentos.core.errors import LocalProtocolError
 from agentos.testing.storage_contract import StorageContract
 
 

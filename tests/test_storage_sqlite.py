@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agentos.storage.database import APPLICATION_ID, SQLiteDatabase
-from agentos.storage.models import SCHEMA_VERSION
 
 from agentos.core import messages as m
 from agentos.core.errors import IncompatibleDatabase, StorageError
+from agentos.storage.database import APPLICATION_ID, SQLiteDatabase
+from agentos.storage.models import SCHEMA_VERSION
 from agentos.testing.storage_steps import create, info, run
 
 DEADLINE_S = 30.0

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agentos.storage.database import SQLiteDatabase
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import UnissuedEpoch
+from agentos.storage.database import SQLiteDatabase
 from agentos.testing.storage_steps import claim_regional, create, run
 
 

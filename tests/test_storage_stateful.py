@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agentos.storage import Database
-from agentos.storage.database import SQLiteDatabase
-from agentos.storage.memory import MemoryDatabase
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -30,6 +27,9 @@ from hypothesis.stateful import (
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import AgentOSError
+from agentos.storage import Database
+from agentos.storage.database import SQLiteDatabase
+from agentos.storage.memory import MemoryDatabase
 
 GATEWAYS = st.sampled_from(["gateway", "gateway/2"])
 REGIONS = st.sampled_from(["region/a", "region/a", "region/a", "region/b", ""])

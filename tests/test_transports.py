@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agentos.transports.inproc import InprocTransport
-from agentos.transports.zeromq import ZeroMQTransport
 
 from agentos.core.errors import Overloaded
 from agentos.core.limits import Limits
@@ -17,6 +15,8 @@ from agentos.core.ports import Transport
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_contract import TransportContract
 from agentos.testing.transport_recorder import Recorder, note
+from agentos.transports.inproc import InprocTransport
+from agentos.transports.zeromq import ZeroMQTransport
 
 
 def free_port() -> int:

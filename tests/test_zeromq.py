@@ -15,7 +15,6 @@ from pathlib import Path
 import orjson
 import pytest
 import zmq
-from agentos.transports.zeromq import ZeroMQTransport
 from structlog.testing import capture_logs
 
 from agentos.core.errors import (
@@ -27,6 +26,7 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Connection
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_recorder import DEADLINE_S, Recorder, eventually, note
+from agentos.transports.zeromq import ZeroMQTransport
 
 ANY_PORT = "tcp://127.0.0.1:*"
 LIMITS = Limits(max_frame_bytes=100_000, max_children=20, link_ping_s=30.0)

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agentos.transports.zeromq import ZeroMQTransport
-from agentos.transports.zeromq_io import IOThread
 from structlog.testing import capture_logs
 
 from agentos.core import messages as m
@@ -18,6 +16,8 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Connection
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_recorder import DEADLINE_S, Recorder, eventually, note
+from agentos.transports.zeromq import ZeroMQTransport
+from agentos.transports.zeromq_io import IOThread
 
 ANY_PORT = "tcp://127.0.0.1:*"
 LIMITS = Limits()

@@ -23,12 +23,12 @@ from typing import Final
 
 import structlog
 import zmq
-from agentos.transports.zeromq_io import IOThread, Socket
-from agentos.transports.zeromq_links import RouterListener, Shared, Uplink
 
 from agentos.core.errors import AddressTaken, LocalProtocolError, Overloaded
 from agentos.core.limits import Limits
 from agentos.core.ports import Codec, Connection, Listener, Receiver
+from agentos.transports.zeromq_io import IOThread, Socket
+from agentos.transports.zeromq_links import RouterListener, Shared, Uplink
 
 log = structlog.get_logger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Final
 import msgspec
 import structlog
 import zmq
-from agentos.transports.zeromq_io import IOThread, Socket, monitor, receive, transmit
 
 from agentos.core.errors import Overloaded, RemoteProtocolError
 from agentos.core.limits import Limits
 from agentos.core.messages import Envelope
 from agentos.core.ports import Codec, Receiver
+from agentos.transports.zeromq_io import IOThread, Socket, monitor, receive, transmit
 
 log = structlog.get_logger(__name__)
 

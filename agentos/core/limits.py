@@ -75,8 +75,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Tasks that one proxy walks at a time; the next ones wait in the database."""
     waiting_calls: int = 1_024
     """Calls that wait for a free slot in one proxy."""
-    max_attempts: int = 5
-    """Owners that a task may lose before it is taken for poison."""
 
     # -- tasks -----------------------------------------------------------------------------------
     max_description_bytes: int = MAX_DESCRIPTION_BYTES

@@ -56,6 +56,7 @@ class Mailbox:
         self._batch = batch
         self._lock = threading.Lock()
         self._count = 0
+        self._closed = False
 
     def put(self, envelope: PykkaEnvelope[Any]) -> None:
         """Add Pykka's own messages, and whatever comes through an `ActorRef`."""
@@ -66,12 +67,20 @@ class Mailbox:
 
         Raises:
             Overloaded: it would be over the bound; nothing was added.
+            pykka.ActorDeadError: the actor has stopped.
         """
         with self._lock:
+            if self._closed:
+                raise pykka.ActorDeadError("the actor has stopped")
             if self._count + len(batch) > self._bound:
                 raise Overloaded(f"{self._count} messages wait in the mailbox")
             self._count += len(batch)
         self._queue.put(PykkaEnvelope(batch))
+
+    def close(self) -> None:
+        """Take no more batches: nobody will read them."""
+        with self._lock:
+            self._closed = True
 
     def get(self) -> PykkaEnvelope[Any]:
         """Take what waits, merged; an empty batch when the machine's deadline comes first."""
@@ -141,6 +150,7 @@ class MachineActor(pykka.ThreadingActor):
         self._switch = switch
         self._on_give_up = on_give_up
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
+        self._gave_up = False
         self._log = log.bind(role=self.address)
         inbox = self._mailbox()
         # Not the bound method: the machine is another one after a failure.
@@ -159,6 +169,15 @@ class MachineActor(pykka.ThreadingActor):
         """Where the switch puts batches for this actor."""
         return self._mailbox().deliver
 
+    def on_stop(self) -> None:
+        """Refuse what still comes."""
+        self._mailbox().close()
+
+    def on_failure(self, *_fault: Any) -> None:
+        """The shell itself failed: Pykka has logged it, and the thread ends."""
+        self._mailbox().close()
+        self._give_up()
+
     def on_receive(self, message: Batch) -> None:
         """Handle a batch, then whatever has become due, and send everything that came out."""
         now = time.monotonic()
@@ -176,6 +195,8 @@ class MachineActor(pykka.ThreadingActor):
         return out
 
     def _handle(self, envelope: m.Envelope, now: float) -> Batch:
+        if self._gave_up:
+            return []
         try:
             sends = self._machine.handle(envelope, now)
         except Exception:  # noqa: BLE001 - the shell's boundary: nothing off the wire stops an actor
@@ -194,18 +215,25 @@ class MachineActor(pykka.ThreadingActor):
         if len(self._failures) == MAX_FAILURES and now - self._failures[0] < FAILURE_WINDOW_S:
             self._log.error("actor_gives_up", failures=MAX_FAILURES, within_s=FAILURE_WINDOW_S)
             self.stop()
-            if self._on_give_up is not None:
-                self._on_give_up(self.address)
+            self._give_up()
             return
         self._failures.append(now)
         self._machine = self._make()
+
+    def _give_up(self) -> None:
+        self._gave_up = True
+        if self._on_give_up is not None:
+            self._on_give_up(self.address)
 
 
 class GatewayActor(MachineActor):
     """A gateway on a thread of its own."""
 
     def __init__(self, address: str, switch: Switch, **options: Any) -> None:
-        super().__init__(lambda: GatewayMachine(switch.limits, address=address), switch, **options)
+        def make() -> Machine:
+            return GatewayMachine(switch.limits, address=address, incarnation=secrets.token_hex(8))
+
+        super().__init__(make, switch, **options)
 
 
 class RegionActor(MachineActor):
@@ -249,6 +277,7 @@ class StoreActor(MachineActor):
 
     def on_stop(self) -> None:
         """Release the database."""
+        super().on_stop()
         self._database.close()
 
     def _handle_all(self, batch: Batch, now: float) -> Batch:

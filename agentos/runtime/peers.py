@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from agentos.core import messages as m
@@ -11,16 +11,40 @@ from agentos.core.errors import AddressTaken, Overloaded, RemoteProtocolError
 from agentos.core.limits import Limits
 from agentos.core.ports import Connection
 
-NAMES_PER_CHILD = 4_096
+NAMES_PER_CHILD: Final = 65_536
+"""A gateway below a store brings the names of all its clients, regions and proxies."""
+FORGET_AFTER: Final = 10
+"""Patiences of silence after which a child's names are free."""
 
 MAY_HOST: Final[Mapping[str, frozenset[str]]] = {
-    "gateway": frozenset({"gateway", "region", "proxy", "client", "actor"}),
-    "region": frozenset({"region", "proxy", "client", "actor"}),
-    "proxy": frozenset({"proxy", "client", "actor"}),
+    "gateway": frozenset({"region", "proxy", "client", "actor"}),
+    "region": frozenset({"proxy", "client", "actor"}),
+    "proxy": frozenset({"client", "actor"}),
     "client": frozenset({"client", "actor"}),
     "actor": frozenset({"client", "actor"}),
 }
-"""By the role of a connection's first name: the roles of the names that may be behind it."""
+"""By the role of a process's first name: the roles of the other names in it and below it."""
+_PARTS: Final[Mapping[str, int]] = {"gateway": 2, "region": 2, "proxy": 3, "client": 2}
+"""How many parts a role's name has: what takes a name apart relies on it."""
+
+_HOSTS: Final = frozenset({"gateway", "region", "proxy"})
+"""Roles that say what a process is."""
+
+
+def may_greet(address: str) -> bool:
+    """Whether a child may say hello under this name at all: `region/eu` is one, `store` is not."""
+    role = m.role_of(address)
+    return role == "actor" or address.count("/") + 1 == _PARTS.get(role)
+
+
+def may_host(host: str, address: str) -> bool:
+    """Whether the process whose first name is `host` may have `address` in it or below it."""
+    if address == host:
+        return True
+    role, host_role = m.role_of(address), m.role_of(host)
+    if (host_role, role) == ("region", "proxy"):
+        return m.region_of(address) == host
+    return role in MAY_HOST.get(host_role, frozenset())
 
 
 class Route(NamedTuple):
@@ -33,19 +57,21 @@ class Route(NamedTuple):
 class Peer:
     """One connection: the names behind it, when it was last heard, and what it did wrong."""
 
-    __slots__ = ("errors", "heard_at", "names")
+    __slots__ = ("errors", "first", "heard_at", "names")
 
     def __init__(self, now: float) -> None:
         self.heard_at = now
         self.errors = 0
-        self.names: list[str] = []
+        self.first = ""
+        """What the process is; it says what the names behind it may be. Stays when that name goes."""
+        self.names: set[str] = set()
 
 
 class Peers:
     """All connections of a switch's listeners. Thread-safe; look-ups take no lock.
 
     Args:
-        limits: for how long a silent connection keeps its names.
+        limits: for how long a silent connection keeps its names, and how many there may be.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -57,9 +83,11 @@ class Peers:
 
     def heard(self, connection: Connection, now: float) -> None:
         """Something came over this connection."""
-        peer = self._peers.get(connection)
-        if peer is not None:
-            peer.heard_at = now
+        self._peer(connection, now).heard_at = now
+
+    def has(self, connection: Connection) -> bool:
+        """Whether it has been heard, and has not gone since."""
+        return connection in self._peers
 
     def knows(self, connection: Connection) -> bool:
         """Whether it has said hello."""
@@ -76,60 +104,65 @@ class Peers:
         route = self._routes.get(address)
         return route is not None and route.connection is connection
 
+    def author(self, address: str) -> Connection | None:
+        """The connection of the process that is `address`, if it is a child and not behind one.
+
+        A forwarder does not open bodies, and is not to blame for what is in them.
+        """
+        connection = self.route(address)
+        peer = self._peers.get(connection) if connection is not None else None
+        return connection if peer is not None and peer.first == address else None
+
+    def forwards(self, connection: Connection) -> bool:
+        """Whether others speak through it, so that it is not to blame for what they say."""
+        peer = self._peers.get(connection)
+        return peer is not None and m.role_of(peer.first) in {"gateway", "region"}
+
     def sessions(self) -> dict[str, str]:
         """Every name known, with its session."""
         with self._lock:
             return {address: route.session for address, route in self._routes.items()}
 
-    def register(self, connection: Connection, hello: m.Hello, now: float) -> None:
+    def register(
+        self, connection: Connection, hello: m.Hello, now: float, above: Collection[str] = ()
+    ) -> None:
         """Note that a name is behind a connection.
+
+        Args:
+            connection: where the greeting came from.
+            hello: the greeting.
+            now: seconds on a monotonic clock.
+            above: the names of the process that was greeted.
 
         Raises:
             AddressTaken: another process has the name, and is alive.
-            RemoteProtocolError: a peer of this role cannot host that one.
+            RemoteProtocolError: a peer of this role, or this process, cannot host that one.
             Overloaded: too many connections, or names behind this one.
         """
         with self._lock:
-            peer = self._peers.get(connection)
-            self._check(peer, hello)
+            peer = self._peer(connection, now)
+            self._check(peer, hello.address, above)
             route = self._routes.get(hello.address)
             if route is not None and route.connection is not connection:
-                holder = self._peers.get(route.connection)
-                fresh = holder is not None and now - holder.heard_at < self._patience_s
-                if fresh and route.session != hello.session:
-                    raise AddressTaken(
-                        f"{hello.address!r} is the name of another process, which is alive"
-                    )
-                if holder is not None:
-                    holder.names.remove(hello.address)
-                    if not holder.names:
-                        del self._peers[route.connection]
-            if peer is None:
-                peer = self._peers[connection] = Peer(now)
-            if hello.address not in peer.names:
-                peer.names.append(hello.address)
+                self._take_over(route, hello, now)
+            if not peer.names:
+                peer.first = hello.address
+            peer.names.add(hello.address)
             peer.heard_at = now
             self._routes[hello.address] = Route(connection, hello.session)
 
-    def _check(self, peer: Peer | None, hello: m.Hello) -> None:
-        role = m.role_of(hello.address)
-        first = peer.names[0] if peer is not None and peer.names else hello.address
-        hosts = MAY_HOST.get(m.role_of(first), frozenset())
-        foreign = role == "region" and first != hello.address and m.role_of(first) == "region"
-        if m.role_of(first) == "region" and role == "proxy":
-            foreign = m.region_of(hello.address) != first
-        if role not in hosts or foreign:
-            raise RemoteProtocolError(f"{first!r} cannot host {hello.address!r}")
-        if peer is None and len(self._peers) >= self._max:
-            raise Overloaded(f"this listener has {self._max} children")
-        if peer is not None and len(peer.names) >= NAMES_PER_CHILD:
-            raise Overloaded(f"{first!r} hosts {NAMES_PER_CHILD} names")
+    def unregister(self, connection: Connection, address: str) -> bool:
+        """A child gives a name up; whether it had it."""
+        with self._lock:
+            if not self.speaks_for(connection, address):
+                return False
+            del self._routes[address]
+            self._peers[connection].names.remove(address)
+            return True
 
-    def erred(self, connection: Connection) -> int:
+    def erred(self, connection: Connection, now: float) -> int:
         """Count a protocol error; returns how many there were on this connection."""
-        peer = self._peers.get(connection)
-        if peer is None:
-            return 0
+        peer = self._peer(connection, now)
         peer.errors += 1
         return peer.errors
 
@@ -137,14 +170,46 @@ class Peers:
         """Forget a connection; returns the names that were behind it."""
         with self._lock:
             peer = self._peers.pop(connection, None)
-            names = peer.names if peer is not None else []
-            for name in names:
-                if self._routes[name].connection is connection:
-                    del self._routes[name]
-            return names
+            return self._free(peer) if peer is not None else []
 
-    def silent(self, now: float) -> list[Connection]:
-        """Connections that have not been heard for ten times the patience: their names are free."""
-        limit = 10 * self._patience_s
+    def silent(self, now: float) -> tuple[list[Connection], list[str]]:
+        """Free the names of connections that have been silent for `FORGET_AFTER` patiences.
+
+        Returns:
+            these connections, as long as nobody has said that they are gone, and the names.
+        """
+        limit = FORGET_AFTER * self._patience_s
         with self._lock:
-            return [c for c, peer in self._peers.items() if now - peer.heard_at > limit]
+            silent = {c: peer for c, peer in self._peers.items() if now - peer.heard_at > limit}
+            return list(silent), [name for peer in silent.values() for name in self._free(peer)]
+
+    def _peer(self, connection: Connection, now: float) -> Peer:
+        peer = self._peers.get(connection)
+        return peer if peer is not None else self._peers.setdefault(connection, Peer(now))
+
+    def _take_over(self, route: Route, hello: m.Hello, now: float) -> None:
+        holder = self._peers[route.connection]
+        if now - holder.heard_at < self._patience_s and route.session != hello.session:
+            raise AddressTaken(f"{hello.address!r} is the name of another process, which is alive")
+        holder.names.remove(hello.address)
+
+    def _free(self, peer: Peer) -> list[str]:
+        names = sorted(peer.names)
+        peer.names.clear()
+        for name in names:
+            del self._routes[name]
+        return names
+
+    def _check(self, peer: Peer, address: str, above: Collection[str]) -> None:
+        if not may_greet(address):
+            raise RemoteProtocolError(f"{address!r} is not a name that a child can have")
+        first = peer.first if peer.names else address
+        # A client's or an actor's name in the greeted process restricts nobody below it.
+        hosts = [first, *(name for name in above if m.role_of(name) in _HOSTS)]
+        for host in hosts:
+            if not may_host(host, address):
+                raise RemoteProtocolError(f"{host!r} cannot host {address!r}")
+        if not peer.names and len(self._peers) > self._max:
+            raise Overloaded(f"this switch has {self._max} children")
+        if len(peer.names) >= NAMES_PER_CHILD and address not in peer.names:
+            raise Overloaded(f"{first!r} hosts {NAMES_PER_CHILD} names")

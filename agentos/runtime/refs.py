@@ -10,14 +10,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pykka
+import structlog
 from pykka._envelope import Envelope as PykkaEnvelope
 
 from agentos.core import errors
 from agentos.core import messages as m
-from agentos.core.errors import AgentOSError, LocalProtocolError, Overloaded
+from agentos.core.errors import AgentError, AgentOSError, LocalProtocolError, Overloaded
 
 if TYPE_CHECKING:
     from agentos.runtime.switch import Switch
+
+log = structlog.get_logger()
 
 NO_SUCH_ACTOR = "no_such_actor"
 """The code of a refusal that stands for `pykka.ActorDeadError`."""
@@ -48,6 +51,8 @@ def error_of(refused: m.Refused) -> Exception:
     if refused.code == errors.GraphError.code:
         where, separator, reason = refused.reason.partition(": ")
         return errors.GraphError(where, reason) if separator else errors.GraphError("", where)
+    if refused.code == AgentError.code:
+        return AgentError(refused.reason, retryable=False, retry_after_s=refused.retry_after_s)
     return _BY_CODE.get(refused.code, AgentOSError)(refused.reason)
 
 
@@ -190,11 +195,22 @@ class _Reply(pykka.ThreadingFuture[Any]):
         kind, error, _ = exc_info or sys.exc_info()
         code = NO_SUCH_ACTOR if kind is pykka.ActorDeadError else RemoteActorError.code
         name = kind.__name__ if kind is not None else "Exception"
-        self._send(m.Refused(code=code, reason=f"{name}: {error}"[:500]))
+        # An error's text may hold what is no Unicode, like a file's name; JSON could not carry it.
+        text = f"{name}: {error}"[:500].encode(errors="backslashreplace").decode()
+        self._send(m.Refused(code=code, reason=text))
 
     def _send(self, message: m.Message) -> None:
         q = self._question
         self._switch.send([m.Envelope(q.sender, q.to, message, q.ref)])
+
+
+def _unanswerable(switch: Switch, envelope: m.Envelope, refused: m.Refused) -> None:
+    """An actor's answer came back. Where it cannot be written, its asker must not wait for it."""
+    log.warning("answer_undelivered", actor=envelope.to, asker=envelope.sender, why=refused.reason)
+    if refused.code == LocalProtocolError.code:
+        reason = f"the answer cannot be sent: {refused.reason}"[:500]
+        failed = m.Refused(code=RemoteActorError.code, reason=reason)
+        switch.send([m.Envelope(envelope.sender, envelope.to, failed, envelope.ref)])
 
 
 def attach_actor(switch: Switch, address: str, actor: pykka.ActorRef[Any]) -> None:
@@ -207,6 +223,9 @@ def attach_actor(switch: Switch, address: str, actor: pykka.ActorRef[Any]) -> No
     def deliver(batch: list[m.Envelope]) -> None:
         for envelope in batch:
             said = envelope.message
+            if isinstance(said, m.Refused):
+                _unanswerable(switch, envelope, said)
+                continue
             value = said.value if isinstance(said, m.Say) else said
             reply = _Reply(switch, envelope) if envelope.ref else None
             if actor.is_alive():

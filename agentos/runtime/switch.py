@@ -30,13 +30,11 @@ from agentos.core.routes import KINDS, allowed
 from agentos.registry import Transports
 from agentos.runtime.peers import Peers
 from agentos.runtime.refs import NO_SUCH_ACTOR, Asker, Ref, attach_actor
-from agentos.runtime.uplink import Uplink
+from agentos.runtime.uplink import HELLO_FIRST, Uplink
 from agentos.runtime.wire import open_sealed
 
 Deliver = Callable[[list[m.Envelope]], None]
 """Puts a batch into an actor's mailbox. Raises `Overloaded` when that is full."""
-
-HELLO_FIRST = "hello_first"
 
 log = structlog.get_logger()
 
@@ -58,13 +56,15 @@ class Switch:
         self._log = log.bind(switch=name)
         self._lock = threading.Lock()
         self._local: dict[str, Deliver] = {}
-        self._announced: set[str] = set()
+        self._announced: dict[str, None] = {}
+        """In the order in which they came: the first says what this process is."""
         self._peers = Peers(limits)
         self._listeners: list[Listener] = []
         self._uplink: Uplink | None = None
         self._asker: Asker | None = None
         self._asker_lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
+        self._sweeper: threading.Thread | None = None
 
     # -- actors --------------------------------------------------------------------------------
 
@@ -85,9 +85,11 @@ class Switch:
         with self._lock:
             if address in self._local:
                 raise AddressTaken(f"{address!r} is attached to this switch already")
+            if self._peers.route(address) is not None:
+                raise AddressTaken(f"{address!r} is the name of a child of this switch")
             self._local[address] = deliver
             if announce:
-                self._announced.add(address)
+                self._announced[address] = None
         if self._uplink is not None and announce:
             self._uplink.announce(address, self.session)
 
@@ -95,8 +97,9 @@ class Switch:
         """Forget a local actor."""
         with self._lock:
             self._local.pop(address, None)
-            self._announced.discard(address)
-        if self._uplink is not None:
+            announced = address in self._announced
+            self._announced.pop(address, None)
+        if self._uplink is not None and announced:
             self._uplink.withdraw(address)
 
     def attach_actor(self, address: str, actor: pykka.ActorRef[Any]) -> None:
@@ -124,31 +127,47 @@ class Switch:
             LocalProtocolError: the URL cannot be listened on.
         """
         listener = self._transports.of(url).listen(url, self)
-        self._listeners.append(listener)
+        with self._lock:
+            self._listeners.append(listener)
+            if self._sweeper is None:
+                self._sweeper = threading.Thread(
+                    target=self._sweep, name="agentos-switch", daemon=True
+                )
+                self._sweeper.start()
         return listener.url
 
     def connect(self, urls: Sequence[str]) -> Uplink:
-        """Have a parent: the first of `urls` that answers, and the next when it falls silent."""
+        """Have a parent: the first of `urls` that answers, and the next when it falls silent.
+
+        Raises:
+            LocalProtocolError: no adapter serves one of the URLs, or there is an uplink already.
+        """
         if self._uplink is not None:
             raise LocalProtocolError("a switch has one uplink; give it several URLs instead")
+        for url in urls:
+            self._transports.of(url)
         uplink = Uplink(urls, self._transports, self, self.limits, self._log)
         with self._lock:
-            known = dict.fromkeys(sorted(self._announced), self.session) | self._peers.sessions()
+            known = dict.fromkeys(self._announced, self.session) | self._peers.sessions()
             self._uplink = uplink
         uplink.start(known)
         return uplink
 
     def close(self) -> None:
-        """Drop every link and actor. Idempotent."""
+        """Drop every link and actor; questions that are open fail. Idempotent."""
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 return
-            self._closed = True
-            self._local.clear()
+            self._closed.set()
+        if self._asker is not None:
+            self._asker.close()
+        self._local.clear()
         if self._uplink is not None:
             self._uplink.close()
         for listener in self._listeners:
             listener.close()
+        if self._sweeper is not None:
+            self._sweeper.join(self.limits.stop_grace_s)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -158,22 +177,25 @@ class Switch:
         What cannot be delivered is dropped and counted; whoever expects an answer (`ref`) is
         sent a `Refused` in its place.
         """
+        self._send(envelopes, self._uplink)
+
+    def _send(self, envelopes: Sequence[m.Envelope], uplink: Uplink | None) -> None:
         batches: dict[object, tuple[Deliver, list[m.Envelope]]] = {}
         for envelope in envelopes:
-            key, deliver = self._way(envelope.to)
+            key, deliver = self._way(envelope.to, uplink)
             batches.setdefault(key, (deliver, []))[1].append(envelope)
         for deliver, batch in batches.values():
             self._try(deliver, batch)
 
-    def _way(self, to: str) -> tuple[object, Deliver]:
+    def _way(self, to: str, uplink: Uplink | None) -> tuple[object, Deliver]:
         local = self._local.get(to)
         if local is not None:
             return to, self._opened(local)
         connection = self._peers.route(to)
         if connection is not None:
             return connection, connection.send
-        if self._uplink is not None:
-            return self._uplink, self._uplink.send
+        if uplink is not None:
+            return uplink, uplink.send
         return None, self._undeliverable
 
     def _try(self, deliver: Deliver, batch: list[m.Envelope]) -> None:
@@ -181,6 +203,8 @@ class Switch:
             deliver(batch)
         except Overloaded as error:
             self._give_back(batch, error, error.retry_after_s)
+        except pykka.ActorDeadError as error:
+            self._give_back(batch, error, code=NO_SUCH_ACTOR)
         except LocalProtocolError as error:
             if len(batch) == 1:
                 self._log.error("message_cannot_be_sent", to=batch[0].to, error=str(error))
@@ -203,7 +227,7 @@ class Switch:
         try:
             message = open_sealed(envelope.message, self.limits)
         except RemoteProtocolError as error:
-            self._protocol_error(None, error)
+            self._protocol_error(self._peers.author(envelope.sender), error)
             self._give_back([envelope], error)
             return None
         return m.Envelope(envelope.to, envelope.sender, message, envelope.ref)
@@ -216,15 +240,14 @@ class Switch:
     def _give_back(
         self,
         batch: Sequence[m.Envelope],
-        error: AgentOSError,
+        error: Exception,
         retry_after_s: float | None = None,
         code: str = "",
     ) -> None:
         """Count what was not delivered, and tell those who wait for an answer."""
-        self.counters[f"undelivered.{code or error.code}"] += len(batch)
-        refused = m.Refused(
-            code=code or error.code, reason=str(error)[:500], retry_after_s=retry_after_s
-        )
+        code = code or getattr(error, "code", AgentOSError.code)
+        self.counters[f"undelivered.{code}"] += len(batch)
+        refused = m.Refused(code=code, reason=str(error)[:500], retry_after_s=retry_after_s)
         answers = [
             m.Envelope(e.sender, e.to, refused, e.ref)
             for e in batch
@@ -240,11 +263,15 @@ class Switch:
         uplink = self._uplink
         if uplink is not None and uplink.owns(connection):
             uplink.heard(envelopes)
-            self.send([e for e in envelopes if e.to != m.NEIGHBOUR and self._permitted(e)])
+            # What the parent sends down and nobody here has must not go back up.
+            down = [e for e in envelopes if e.to != m.NEIGHBOUR and self._permitted(e)]
+            self._send(down, None)
             return
         self._peers.heard(connection, time.monotonic())
         onward = []
         for envelope in envelopes:
+            if not self._peers.has(connection):
+                break  # it was disconnected for what came before
             if envelope.to == m.NEIGHBOUR:
                 self._link_message(connection, envelope)
             elif self._may(connection, envelope):
@@ -261,10 +288,21 @@ class Switch:
         if uplink is not None and uplink.owns(connection):
             uplink.lost()
             return
-        for address in self._peers.gone(connection):
+        self._withdraw(self._peers.gone(connection))
+
+    def _withdraw(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
             self._log.info("child_gone", address=address)
             if self._uplink is not None:
                 self._uplink.withdraw(address)
+
+    def _sweep(self) -> None:
+        """Free the names of silent children, and make the transport look whether they are gone."""
+        while not self._closed.wait(self.limits.link_ping_s * self.limits.suspect_after):
+            silent, names = self._peers.silent(time.monotonic())
+            self._withdraw(names)
+            for connection in silent:
+                self._try(connection.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Pong())])
 
     def _link_message(self, connection: Connection, envelope: m.Envelope) -> None:
         opened = self._open(envelope)
@@ -275,6 +313,9 @@ class Switch:
             self._answer(connection, envelope, m.Pong() if known else _hello_first())
         elif isinstance(opened.message, m.Hello):
             self._answer(connection, envelope, self._hello(connection, opened.message))
+        elif isinstance(opened.message, m.Bye):
+            if self._peers.unregister(connection, opened.message.address):
+                self._withdraw([opened.message.address])
         else:
             error = RemoteProtocolError(f"{type(opened.message).__name__} is not a child's to send")
             self._protocol_error(connection, error)
@@ -283,25 +324,28 @@ class Switch:
         try:
             if hello.address in self._local:
                 raise AddressTaken(f"{hello.address!r} is here already")
-            self._peers.register(connection, hello, time.monotonic())
+            self._peers.register(connection, hello, time.monotonic(), list(self._local))
         except AgentOSError as error:
             self._log.warning("hello_refused", address=hello.address, error=str(error))
             self.counters[f"refused.{error.code}"] += 1
+            if isinstance(error, RemoteProtocolError):
+                self._protocol_error(connection, error)
             return m.Refused(code=error.code, reason=str(error))
         if self._uplink is not None:
             self._uplink.announce(hello.address, hello.session)
         return m.Welcome(address=hello.address)
 
     def _may(self, connection: Connection, envelope: m.Envelope) -> bool:
-        if not self._peers.speaks_for(connection, envelope.sender):
-            if self._peers.knows(connection):
-                error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, which it is not")
-                self._protocol_error(connection, error)
-            else:
-                self.counters["before_hello"] += 1
-                self._answer(connection, envelope, _hello_first())
-            return False
-        return self._permitted(envelope, connection)
+        if self._peers.speaks_for(connection, envelope.sender):
+            return self._permitted(envelope, connection)
+        known = self._peers.knows(connection)
+        self.counters["before_hello"] += not known
+        # Also to whom we know: it may have lost a name to a greeting of its own that came late.
+        self._answer(connection, envelope, _hello_first())
+        reason = "which it is not" if known else "before it said hello"
+        error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, {reason}")
+        self._protocol_error(None if self._peers.forwards(connection) else connection, error)
+        return False
 
     def _permitted(self, envelope: m.Envelope, connection: Connection | None = None) -> bool:
         message = envelope.message
@@ -322,11 +366,11 @@ class Switch:
         )
         if connection is None or (self._uplink is not None and self._uplink.owns(connection)):
             return
-        if self._peers.erred(connection) > self.limits.max_peer_errors:
+        if self._peers.erred(connection, time.monotonic()) > self.limits.max_peer_errors:
             self._log.warning("peer_disconnected", peer=connection.peer)
             self.counters["peers_disconnected"] += 1
-            self.closed(connection)
             connection.close()
+            self.closed(connection)
 
     def _answer(self, connection: Connection, question: m.Envelope, message: m.Message) -> None:
         answer = m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, message, question.ref)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -15,6 +16,9 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Connection, Receiver
 from agentos.registry import Transports
 from agentos.runtime.wire import open_sealed
+
+HELLO_FIRST = "hello_first"
+"""The code of a refusal: the parent does not know this connection."""
 
 
 class Uplink:
@@ -46,16 +50,17 @@ class Uplink:
         self._limits = limits
         self._log = log
         self._names: dict[str, str] = {}
+        """Addresses with their sessions. The first is what this process is: greeted alone."""
+        self._welcomed: set[str] = set()
+        """The names that the parent of this connection knows."""
         self._waiting: deque[m.Envelope] = deque()
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._heard_at = 0.0
         self._up = threading.Event()
-        self._welcomed = False
         self._wake = threading.Event()
         self._broken = False
         self._closed = False
-        self._greet = False
         self._thread = threading.Thread(target=self._run, name="agentos-uplink", daemon=True)
 
     # -- any thread ----------------------------------------------------------------------------
@@ -78,14 +83,20 @@ class Uplink:
         """Greet as one more name, now and on every new connection."""
         with self._lock:
             self._names[address] = session
-            connection = self._connection
+            self._welcomed.discard(address)
+            may = self._is_known() or next(iter(self._names)) == address
+            connection = self._connection if may else None
         if connection is not None:
             self._say(connection, address, m.Hello(address=address, session=session))
 
     def withdraw(self, address: str) -> None:
-        """Greet as this name no more."""
+        """Greet as this name no more, and let the parent forget it."""
         with self._lock:
-            self._names.pop(address, None)
+            known = self._names.pop(address, None) is not None
+            connection = self._connection if known else None
+            self._welcomed.discard(address)
+        if connection is not None:
+            self._say(connection, address, m.Bye(address=address))
 
     def send(self, envelopes: Sequence[m.Envelope]) -> None:
         """Send these up, or let them wait for a parent.
@@ -94,16 +105,12 @@ class Uplink:
             Overloaded: too many wait already, or the parent does not take them fast enough.
         """
         with self._lock:
-            if self._connection is not None and self._up.is_set():
-                self._connection.send(envelopes)
-                return
-            if len(self._waiting) + len(envelopes) > self._limits.high_water_mark:
-                raise Overloaded(
-                    f"no parent answers at {', '.join(self._urls)}, "
-                    f"and {len(self._waiting)} messages wait",
-                    self._limits.reconnect_max_s,
-                )
-            self._waiting.extend(envelopes)
+            connection = self._connection if self._up.is_set() else None
+            if connection is None:
+                self._hold_back(envelopes)
+        # Not under the lock: with `inproc://` the parent's answers come back in this call.
+        if connection is not None:
+            connection.send(envelopes)
 
     def owns(self, connection: Connection) -> bool:
         """Whether this is the link's current connection."""
@@ -131,22 +138,22 @@ class Uplink:
     # -- the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
-        attempt = 0
-        while not self._closed:
-            url = self._urls[attempt % len(self._urls)]
+        failures = 0
+        for url in itertools.cycle(self._urls):
+            if self._closed:
+                return
             try:
-                was_up = self._hold(url)
+                failures = 0 if self._hold(url) else failures + 1
             except AgentOSError as error:
                 self._log.error("uplink_failed", url=url, error=str(error))
-                was_up = False
-            attempt = 0 if was_up and len(self._urls) == 1 else attempt + 1
-            if not self._closed:
-                self._pause(attempt)
+                self.refusal = str(error)
+                failures += 1
+            self._pause(failures)
 
-    def _pause(self, attempt: int) -> None:
+    def _pause(self, failures: int) -> None:
         """Exponential back-off with full jitter (AWS Architecture Blog, 2015)."""
         low, high = self._limits.reconnect_min_s, self._limits.reconnect_max_s
-        most = min(high, low * 2.0 ** min(attempt, 16))
+        most = min(high, low * 2.0 ** min(failures, 16))
         deadline = time.monotonic() + low / 2 + random.random() * most  # noqa: S311 - jitter
         while not self._closed and (left := deadline - time.monotonic()) > 0:
             self._wake.wait(left)
@@ -155,58 +162,86 @@ class Uplink:
     def _hold(self, url: str) -> bool:
         """Connect, greet, and stay while the parent is heard; returns whether it welcomed us."""
         with self._lock:
-            self._broken = self._welcomed = False
+            self._broken = False
+            self._welcomed.clear()
             self._heard_at = time.monotonic()
             connection = self._transports.of(url).connect(url, self._receiver)
             self._connection = connection
-        self._greet_all(connection)
         try:
-            self._watch(connection, url)
+            was_up = self._watch(connection, url)
         finally:
-            was_up = self._up.is_set()
             with self._lock:
                 self._up.clear()
                 self._connection = None
+                known = list(self._welcomed)
+            if self._closed:  # an orderly stop: whoever comes next need not wait for the names
+                for address in known:
+                    self._say(connection, address, m.Bye(address=address))
             connection.close()
         if was_up and not self._closed:
             self._log.warning("uplink_lost", url=url)
         return was_up
 
-    def _watch(self, connection: Connection, url: str) -> None:
+    def _watch(self, connection: Connection, url: str) -> bool:
+        """Probe and greet, while the parent is heard; returns whether it welcomed us."""
         ping_s = self._limits.link_ping_s
         patience_s = ping_s * self._limits.suspect_after
+        ping_at = time.monotonic()
+        was_up = False
         while not self._closed and not self._broken:
+            self._wake.clear()  # first: what comes during this turn brings another one
             now = time.monotonic()
-            if self._welcomed and not self._up.is_set():
-                self._flush(connection, url)
-            if self._greet:
-                self._greet = False
-                self._greet_all(connection)
-            silent_s = now - self._heard_at
-            if silent_s > patience_s:
-                return
-            if silent_s >= ping_s and self._names:
-                self._say(connection, next(iter(self._names)), m.Ping())
-            self._wake.wait(ping_s if self._up.is_set() else min(ping_s, 0.2))
-            self._wake.clear()
+            if now - self._heard_at > patience_s:
+                break
+            if now >= ping_at:
+                # Whatever else is said: a child that only listens must not seem dead. A hello
+                # that was lost or refused is repeated with it.
+                ping_at = now + ping_s
+                self._greet(connection)
+                self._say(connection, m.NEIGHBOUR, m.Ping())
+            if self._is_known() and not self._up.is_set():
+                self._greet(connection)
+                self._flush(connection)
+                self._log.info("uplink_up", url=url)
+                was_up = True
+            self._wake.wait(max(0.0, ping_at - time.monotonic()))
+        return was_up
 
-    def _flush(self, connection: Connection, url: str) -> None:
+    def _is_known(self) -> bool:
+        """Whether the parent knows what this process is, so that its other names may follow."""
+        return next(iter(self._names), None) in self._welcomed
+
+    def _greet(self, connection: Connection) -> None:
         with self._lock:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            self._up.set()
+            names = [n for n in self._names.items() if n[0] not in self._welcomed]
+            if not self._is_known():
+                del names[1:]
+        for address, session in names:
+            self._say(connection, address, m.Hello(address=address, session=session))
+
+    def _hold_back(self, envelopes: Sequence[m.Envelope]) -> None:
+        waiting = len(self._waiting)
+        if waiting + len(envelopes) > self._limits.high_water_mark:
+            raise Overloaded(
+                f"no parent answers at {', '.join(self._urls)}, and {waiting} messages wait",
+                self._limits.reconnect_max_s,
+            )
+        self._waiting.extend(envelopes)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what waits, before anything newer; then the link is up."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    if self._is_known():
+                        self._up.set()
+                    return
+                envelope = self._waiting.popleft()
             try:
-                connection.send(waiting)
+                connection.send([envelope])
             except AgentOSError as error:
                 # Hints, all of them: their senders repeat what still matters.
-                self._log.warning("waiting_messages_dropped", count=len(waiting), error=str(error))
-        self._log.info("uplink_up", url=url, waited=len(waiting))
-
-    def _greet_all(self, connection: Connection) -> None:
-        with self._lock:
-            names = dict(self._names)
-        for address, session in names.items():
-            self._say(connection, address, m.Hello(address=address, session=session))
+                self._log.warning("waiting_message_dropped", to=envelope.to, error=str(error))
 
     def _say(self, connection: Connection, sender: str, message: m.Message) -> None:
         try:
@@ -223,13 +258,23 @@ class Uplink:
             self._log.warning("protocol_error", error=str(error))
             return
         if isinstance(message, m.Welcome):
-            self._welcomed = True
-            self.refusal = ""
-            self._wake.set()
+            self._is_welcome(message.address)
         elif isinstance(message, m.Refused):
-            if message.code == "hello_first":
-                self._greet = True  # the parent restarted, or took us for dead
-                self._wake.set()
-            else:
-                self.refusal = message.reason
-                self._log.warning("refused_by_parent", reason=message.reason)
+            self._is_refused(message)
+
+    def _is_welcome(self, address: str) -> None:
+        with self._lock:
+            if address in self._names:
+                self._welcomed.add(address)
+        self.refusal = ""
+        self._wake.set()
+
+    def _is_refused(self, refused: m.Refused) -> None:
+        if refused.code == HELLO_FIRST:  # the parent restarted, or took us for dead
+            with self._lock:
+                self._welcomed.clear()
+                self._up.clear()
+            self._wake.set()
+        elif refused.reason != self.refusal:
+            self.refusal = refused.reason
+            self._log.warning("refused_by_parent", reason=refused.reason)

@@ -1,0 +1,111 @@
+"""Handles: one task, as a client sees it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agentos.core import errors
+from agentos.core import messages as m
+
+if TYPE_CHECKING:
+    from agentos.client import AsyncClient
+
+
+class AsyncTask:
+    """A handle on one task."""
+
+    def __init__(self, client: AsyncClient, task_id: int, *, told: bool = False) -> None:
+        self.task_id = task_id
+        self._client = client
+        self._told = told
+        """Whether the gateway has been asked to tell us of the end."""
+
+    async def status(self) -> m.TaskInfo:
+        """The task's row, with its response if it has ended.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
+        question = self._client._message(m.GetTask, task_id=self.task_id)
+        return await self._client._request(m.STORE, question, m.TaskInfo)
+
+    async def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the end, and return the task's output.
+
+        Raises:
+            ResultTimeout: it did not end in time; it goes on.
+            TaskFailed: a node failed; the message names it.
+            TaskCancelled: somebody cancelled it.
+            TaskNotFound: there is no such task.
+            ClusterUnreachable: no gateway has answered for the client's timeout; the task goes on.
+        """
+        return response_of(await self.wait(timeout_s))["output"]
+
+    async def wait(self, timeout_s: float | None = None) -> m.Ended:
+        """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
+        messages = self._client._follow(self.task_id, ask=not self._told, timeout_s=timeout_s)
+        async with contextlib.aclosing(messages):
+            async for message in messages:
+                if isinstance(message, m.Ended):
+                    return message
+        raise errors.ResultTimeout(f"task {self.task_id}: the connection was closed")
+
+    def watch(self, timeout_s: float | None = None) -> AsyncGenerator[m.Event | m.Ended, None]:
+        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
+        return self._client._follow(self.task_id, progress=True, timeout_s=timeout_s)
+
+    async def progress(self) -> list[m.SavedRow]:
+        """Every row that has been saved for the task."""
+        rows: list[m.SavedRow] = []
+        while True:
+            after = rows[-1].node_id if rows else ""
+            question = self._client._message(m.GetProgress, task_id=self.task_id, after=after)
+            page = await self._client._request(m.STORE, question, m.Progress)
+            rows += page.rows
+            if not page.more:
+                return rows
+
+    async def cancel(self) -> m.State:
+        """End it now, and abort its calls; returns the terminal state that it has."""
+        question = self._client._message(m.Cancel, task_id=self.task_id)
+        return (await self._client._request(m.GATEWAY, question, m.Cancelled)).state
+
+    def __repr__(self) -> str:
+        return f"<AsyncTask {self.task_id}>"
+
+
+def response_of(ended: m.Ended) -> dict[str, Any]:
+    """The response document of a task that succeeded.
+
+    Raises:
+        TaskFailed: it did not; the message names the node.
+        TaskCancelled: it was cancelled.
+    """
+    if ended.state == "cancelled":
+        raise errors.TaskCancelled(f"task {ended.task_id} was cancelled")
+    if ended.state == "failed":
+        raise errors.TaskFailed(f"task {ended.task_id} failed: {ended.error}")
+    response: dict[str, Any] = msgspec.json.decode(ended.response)
+    return response
+
+
+def is_complete(ended: m.Ended) -> bool:
+    """Whether an end carries its response: whoever learned of it from the store sends none."""
+    return bool(ended.response) or ended.state == "cancelled"
+
+
+def end_of(task: m.TaskInfo) -> m.Ended | None:
+    """A task's end as its row tells it, or None if it goes on."""
+    if task.state not in m.TERMINAL:
+        return None
+    return m.Ended(
+        task_id=task.task_id,
+        epoch=task.epoch,
+        state=task.state,
+        response=task.response or "",
+        error=task.error,
+    )

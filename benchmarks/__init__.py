@@ -1,0 +1,1 @@
+"""What this machine does with Agent OS: `make bench`."""

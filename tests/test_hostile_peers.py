@@ -1,0 +1,457 @@
+"""Hostile peers against a living cluster, which goes on serving a good client meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+import zmq
+
+from agentos import Client, Cluster, EchoAgent
+from agentos.core.routes import KINDS, allowed
+from agentos.runtime.switch import Switch
+from agentos.testing.transport_recorder import eventually
+from tests.switches import FAST, TCP
+
+SESSION = "0123456789abcdef"
+GRAPH = {"nodes": {"a": {"agent": "echo", "prompt": "well"}}, "output": "a"}
+# Not so impatient that a busy machine takes honest peers for dead; small enough to be reached.
+LIMITS = msgspec.structs.replace(
+    FAST, heartbeat_s=0.5, link_ping_s=1.0, max_peer_errors=20, high_water_mark=1_000
+)
+
+
+class Attacker:
+    """A raw DEALER: sends whatever it is told, and hears what comes back."""
+
+    def __init__(self, context: zmq.Context[Any], url: str) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.connect(url)
+        self.address = f"client/{secrets.token_hex(6)}"
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+
+    def raw(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def say(
+        self, to: str, kind: str, body: Any = None, *, sender: str = "", ref: str = "r"
+    ) -> None:
+        data = body if isinstance(body, bytes) else orjson.dumps(body or {})
+        header = (to, sender or self.address, ref, kind)
+        self.raw(b"AOS1", *(part.encode() for part in header), data)
+
+    def hear(self, timeout_s: float = 10.0) -> tuple[str, dict[str, Any]]:
+        """The next message's kind and body."""
+        assert self._socket.poll(int(timeout_s * 1000)), "nothing came"
+        frames = self._socket.recv_multipart()
+        return frames[4].decode(), orjson.loads(frames[5])
+
+    def hello(self, address: str = "", session: str = SESSION) -> tuple[str, dict[str, Any]]:
+        address = address or self.address
+        self.say("", "hello", {"address": address, "session": session}, sender=address)
+        return self.hear()
+
+    def is_heard(self) -> bool:
+        """Whether a ping is answered: a peer that was disconnected hears nothing."""
+        self.say("", "ping", ref="last")
+        while self._socket.poll(200):  # answers to what it said before may still come
+            if self._socket.recv_multipart()[3] == b"last":
+                return True
+        return False
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def cluster(data: Path) -> Iterator[Cluster]:
+    with Cluster([EchoAgent()], data=data, proxies=2, listen=TCP, limits=LIMITS) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[Client]:
+    with Client(cluster.url, limits=LIMITS) as made:
+        yield made
+
+
+@pytest.fixture
+def gateway(cluster: Cluster) -> Switch:
+    return cluster.host.switch("gateway/main")
+
+
+@pytest.fixture
+def region(cluster: Cluster) -> Switch:
+    return cluster.host.switch("region/r1")
+
+
+@pytest.fixture
+def attack(cluster: Cluster) -> Iterator[Callable[..., Attacker]]:
+    """Makes attackers, of the gateway or of another URL."""
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+
+        def make(url: str = "") -> Attacker:
+            attacker = Attacker(context, url or cluster.url)
+            stack.callback(attacker.close)
+            return attacker
+
+        yield make
+
+
+def rows(data: Path) -> list[int]:
+    """How many rows there are, and the sum of all the epochs: what an attacker might change."""
+    with contextlib.closing(sqlite3.connect(data / "agentos.db")) as connection:
+        return [
+            connection.execute(query).fetchone()[0]
+            for query in (
+                "SELECT count(*) FROM Tasks",
+                "SELECT coalesce(sum(global_epoch * 1000 + regional_epoch), 0) FROM Tasks",
+                "SELECT count(*) FROM Progress",
+                "SELECT count(*) FROM Documents",
+            )
+        ]
+
+
+@pytest.fixture(autouse=True)
+def good_client_is_served(
+    client: Client, cluster: Cluster, gateway: Switch, data: Path
+) -> Iterator[None]:
+    """Around every attack: a good client is served, nothing is written by it, no actor failed."""
+    assert client.submit(GRAPH).result(30) == "well"
+    before = rows(data)
+    yield
+    assert rows(data) == before
+    assert client.submit(GRAPH).result(30) == "well"
+    assert all(actor.is_alive() for actor in cluster.host._actors)
+    for switch in cluster.host._switches.values():
+        assert switch.counters["machine_failures"] == 0
+        assert switch.counters["storage_failures"] == 0
+
+
+def errors_of(switch: Switch) -> int:
+    return switch.counters["protocol_errors"]
+
+
+HELLO = orjson.dumps({"address": "client/x", "session": SESSION})
+NOT_ENVELOPES: dict[str, list[bytes]] = {
+    "nothing": [b""],
+    "garbage": [os.urandom(50)],
+    "no version": [b"hello", b"world"],
+    "another version": [b"AOS2", b"", b"client/x", b"", b"hello", HELLO],
+    "an unknown kind": [b"AOS1", b"", b"client/x", b"", b"obliterate", b"{}"],
+    "a kind that stays in its process": [b"AOS1", b"store", b"client/x", b"", b"tick", b"{}"],
+    "truncated": [b"AOS1", b"", b"client/x", b"", b"hello"],
+    "too many frames": [b"AOS1", b"", b"client/x", b"", b"hello", HELLO, b"more"],
+    "very many frames": [b"AOS1"] * 10_000,
+    "not UTF-8": [b"AOS1", b"", b"client/\xff\xfe", b"", b"hello", HELLO],
+    "an address that is none": [b"AOS1", b"../etc", b"client/x", b"", b"hello", HELLO],
+    "a long header": [b"AOS1", b"a" * 100_000, b"client/x", b"", b"hello", HELLO],
+    "an address with a line break": [b"AOS1", b"store\n", b"client/x", b"", b"get_task", b"{}"],
+}
+
+
+@pytest.mark.parametrize("frames", NOT_ENVELOPES.values(), ids=NOT_ENVELOPES)
+def test_what_is_no_envelope(
+    attack: Callable[..., Attacker], gateway: Switch, frames: list[bytes]
+) -> None:
+    """It is counted, and whoever goes on with it is disconnected."""
+    attacker = attack()
+    before, gone = errors_of(gateway), gateway.counters["peers_disconnected"]
+    attacker.raw(*frames)
+    eventually(lambda: errors_of(gateway) == before + 1)
+    for _ in range(LIMITS.max_peer_errors * 2):
+        attacker.raw(*frames)
+    eventually(lambda: gateway.counters["peers_disconnected"] == gone + 1)
+    assert not attacker.is_heard()
+
+
+BAD_BODIES: dict[str, bytes] = {
+    "no JSON": b"{",
+    "empty": b"",
+    "no object": b"[]",
+    "deep": b'{"task_id":' * 100_000,
+    "deep and complete": b'{"task_id":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "invalid UTF-8": b'{"task_id": "\xff"}',
+    "a wrong type": b'{"task_id": "one"}',
+    "out of range": b'{"task_id": -1}',
+    "too large a number": b'{"task_id": 99999999999999999999999}',
+    "not a number": b'{"task_id": NaN}',
+    "an unknown field": b'{"task_id": 1, "admin": true}',
+    "a missing field": b"{}",
+    "a lone surrogate": b'{"task_id": "\\ud800"}',
+    "null": b"null",
+}
+
+
+@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
+def test_wrong_bodies(attack: Callable[..., Attacker], gateway: Switch, body: bytes) -> None:
+    """A body that is not what its kind says is refused with the reason, and counted."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    before = errors_of(gateway)
+    attacker.say("store", "get_task", body)
+    kind, answer = attacker.hear()
+    assert (kind, answer["code"]) == ("refused", "remote_protocol")
+    assert answer["reason"].startswith("get_task")
+    assert errors_of(gateway) == before + 1
+
+
+def test_wrong_bodies_disconnect(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """Whoever goes on sending wrong bodies is disconnected."""
+    attacker, gone = attack(), gateway.counters["peers_disconnected"]
+    assert attacker.hello()[0] == "welcome"
+    for _ in range(LIMITS.max_peer_errors + 1):
+        attacker.say("store", "get_task", b"{")
+    eventually(lambda: gateway.counters["peers_disconnected"] == gone + 1)
+    eventually(lambda: gateway._peers.route(attacker.address) is None)
+    assert not attacker.is_heard()
+
+
+def test_a_huge_frame(attack: Callable[..., Attacker], client: Client) -> None:
+    """A frame over the bound is refused by the socket; others are not delayed by it."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    attacker.say("gateway", "submit", b" " * (LIMITS.max_frame_bytes + 1))
+    for _ in range(10):
+        assert client.cluster().gateway == "gateway/main"
+
+
+def legal_body(kind: str) -> dict[str, Any]:
+    """A body that a role could have sent."""
+    epoch = {"global_epoch": 99, "regional_epoch": 99}
+    return {
+        "record": {"task_id": 1, "epoch": epoch, "rows": [{"node_id": "a", "result": "{}"}]},
+        "claim": {
+            "task_id": 1, "expected": {"global_epoch": 1, "regional_epoch": 1},
+            "scope": "global", "claimant": "gateway/main", "region": "region/evil",
+        },
+        "cancel_task": {"task_id": 1},
+        "create_task": {
+            "user_id": 1, "task_type": "graph", "task_description": orjson.dumps(GRAPH).decode(),
+            "key": None, "agents": [], "priority": 0, "claimant": "gateway/main",
+        },
+        "region_beat": {
+            "incarnation": "x", "tasks": 0, "capacity": 10**6, "agents": ["echo"], "proxies": [],
+        },
+        "assign": {"task_id": 1, "epoch": epoch, "agents": []},
+        "proxy_beat": {"incarnation": "x", "calls": 0, "capacity": 9, "offers": [], "claims": []},
+        "ended": {"task_id": 1, "epoch": epoch, "state": "failed", "response": "{}"},
+        "stop": {"task_id": 1, "epoch": epoch},
+    }.get(kind, {})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("to", "kind"),
+    [
+        ("store", "record"),
+        ("store", "claim"),
+        ("store", "cancel_task"),
+        ("store", "create_task"),
+        ("store", "find_tasks"),
+        ("gateway", "region_beat"),
+        ("gateway", "ended"),
+        ("region/r1", "assign"),
+        ("region/r1", "proxy_beat"),
+        ("region/r1", "stop"),
+        ("proxy/r1/1", "stop"),
+    ],
+)
+def test_what_a_client_may_not_send(
+    attack: Callable[..., Attacker], gateway: Switch, to: str, kind: str
+) -> None:
+    """A message of another role is refused before its body is looked at."""
+    assert not allowed(KINDS[kind], "client/x", to)
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    before = errors_of(gateway)
+    attacker.say(to, kind, legal_body(kind))
+    answered, refused = attacker.hear()
+    assert (answered, refused["code"]) == ("refused", "remote_protocol")
+    assert "may not send" in refused["reason"]
+    assert errors_of(gateway) == before + 1
+
+
+@pytest.mark.parametrize(
+    "sender", ["gateway/main", "gateway", "region/r1", "proxy/r1/1", "store", "client/another", ""]
+)
+def test_speaking_as_somebody_else(
+    attack: Callable[..., Attacker], gateway: Switch, sender: str
+) -> None:
+    """A connection that said hello as one name is not believed another."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    before, gone = errors_of(gateway), gateway.counters["peers_disconnected"]
+    for _ in range(LIMITS.max_peer_errors + 1):
+        header = (b"AOS1", b"store", sender.encode(), b"r", b"claim")
+        attacker.raw(*header, orjson.dumps(legal_body("claim")))
+    eventually(lambda: gateway.counters["peers_disconnected"] == gone + 1)
+    assert errors_of(gateway) == before + LIMITS.max_peer_errors + 1
+
+
+@pytest.mark.parametrize("address", ["gateway/main", "region/r1", "proxy/r1/1"])
+def test_a_taken_name(attack: Callable[..., Attacker], gateway: Switch, address: str) -> None:
+    """A name whose holder lives cannot be had, and stays with its holder."""
+    attacker, holder = attack(), gateway._peers.route(address)
+    kind, refused = attacker.hello(address)
+    assert kind == "refused"
+    assert refused["code"] in {"address_taken", "remote_protocol"}
+    assert gateway._peers.route(address) is holder
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gateway", "store", "agents", "region", "proxy", "proxy/r1", "gateway/evil", "region/a/b", ""],
+)
+def test_names_for_nobody(
+    attack: Callable[..., Attacker], gateway: Switch, region: Switch, address: str
+) -> None:
+    """Neither a gateway nor a region takes a child that would get between it and another role."""
+    for switch in (gateway, region):
+        attacker = attack(switch._listeners[0].url)
+        body = {"address": address, "session": SESSION}
+        attacker.say("", "hello", body)
+        kind, refused = attacker.hear()
+        assert kind == "refused"
+        assert refused["code"] in {"remote_protocol", "address_taken"}
+        assert switch._peers.route(address) is None
+
+
+def test_insisting_on_a_name(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """Whoever goes on asking for a name that it cannot have is disconnected."""
+    attacker, gone = attack(), gateway.counters["peers_disconnected"]
+    for _ in range(LIMITS.max_peer_errors + 1):
+        attacker.say("", "hello", {"address": "gateway/evil", "session": SESSION})
+    eventually(lambda: gateway.counters["peers_disconnected"] == gone + 1)
+
+
+def test_foreign_proxies_at_a_region(attack: Callable[..., Attacker], region: Switch) -> None:
+    """A region hosts its own proxies only, and is not moved by a beat of somebody else's."""
+    attacker = attack(region._listeners[0].url)
+    kind, refused = attacker.hello("proxy/r2/1")
+    assert (kind, refused["code"]) == ("refused", "remote_protocol")
+    attacker.say("region/r1", "proxy_beat", legal_body("proxy_beat"), sender="proxy/r2/1")
+    assert attacker.hear()[1]["code"] == "hello_first"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"address": "client/x"},
+        {"address": "client/x", "session": "short"},
+        {"address": "client/x", "session": "s" * 65},
+        {"address": 7, "session": SESSION},
+        {"address": "client/x", "session": SESSION, "more": 1},
+        {"address": "no address!", "session": SESSION},
+        {"address": "client/x\n", "session": SESSION},
+    ],
+)
+def test_a_wrong_hello(
+    attack: Callable[..., Attacker], gateway: Switch, body: dict[str, Any]
+) -> None:
+    """A greeting that is not one is counted, and gives no name."""
+    attacker, before = attack(), errors_of(gateway)
+    attacker.say("", "hello", body, sender="client/x")
+    eventually(lambda: errors_of(gateway) > before)
+    assert gateway._peers.route("client/x") is None
+    assert gateway._peers.route("client/x\n") is None
+
+
+def test_never_saying_hello(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """Without a greeting every request is refused; whoever insists is disconnected."""
+    attacker, gone = attack(), gateway.counters["peers_disconnected"]
+    attacker.say("gateway", "submit", {"task_description": orjson.dumps(GRAPH).decode()})
+    kind, refused = attacker.hear()
+    assert (kind, refused["code"]) == ("refused", "hello_first")
+    for _ in range(LIMITS.max_peer_errors):
+        attacker.say("store", "get_task", {"task_id": 1})
+    eventually(lambda: gateway.counters["peers_disconnected"] == gone + 1)
+
+
+def test_a_flood_of_pings(attack: Callable[..., Attacker], client: Client) -> None:
+    """Pings are answered as far as the bounds go; a good client is served beside them."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    for i in range(20_000):
+        attacker.say("", "ping")
+        if i % 5_000 == 0:
+            assert client.cluster().gateway == "gateway/main"
+    assert attacker.hear()[0] == "pong"
+
+
+def test_never_reading(attack: Callable[..., Attacker], gateway: Switch, client: Client) -> None:
+    """Answers to a peer that does not read them are bounded, and dropped above the bound."""
+    attacker = attack()
+    attacker._socket.set(zmq.RCVHWM, 1)
+    assert attacker.hello()[0] == "welcome"
+    before = gateway.counters["undelivered.overloaded"]
+    until = time.monotonic() + 20
+    while gateway.counters["undelivered.overloaded"] == before and time.monotonic() < until:
+        for _ in range(500):
+            attacker.say("gateway", "get_cluster")
+        assert client.cluster().gateway == "gateway/main"
+    assert gateway.counters["undelivered.overloaded"] > before
+
+
+def test_links_are_not_for_children(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """What only a parent may say is an error when a child says it."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    before = errors_of(gateway)
+    attacker.say("", "welcome", {"address": "client/x"})
+    attacker.say("", "pong")
+    attacker.say("", "refused", {"code": "hello_first", "reason": "ha"})
+    attacker.say("", "get_task", {"task_id": 1})
+    eventually(lambda: errors_of(gateway) == before + 4)
+
+
+def test_a_goodbye_for_somebody_else(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """Nobody can say goodbye for another."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    attacker.say("", "bye", {"address": "region/r1"})
+    attacker.say("", "bye", {"address": attacker.address})
+    eventually(lambda: gateway._peers.route(attacker.address) is None)
+    assert gateway._peers.route("region/r1") is not None
+
+
+def test_many_names(attack: Callable[..., Attacker], gateway: Switch) -> None:
+    """A client may have names for its actors; they are gone when it is."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    for i in range(200):
+        address = f"greeter/{i}"
+        attacker.say("", "hello", {"address": address, "session": SESSION}, sender=address)
+    eventually(lambda: gateway._peers.route("greeter/199") is not None)
+    for _ in range(LIMITS.max_peer_errors + 1):
+        attacker.raw(b"garbage")
+    eventually(lambda: gateway._peers.route("greeter/199") is None)
+    assert gateway._peers.route("greeter/0") is None
+
+
+def test_answers_are_not_believed_from_strangers(
+    attack: Callable[..., Attacker], client: Client
+) -> None:
+    """A client that is told of an end by somebody else than its gateway does not believe it."""
+    attacker = attack()
+    assert attacker.hello()[0] == "welcome"
+    asker = client._client._asker
+    assert asker is not None
+    attacker.say(asker.address, "ended", legal_body("ended") | {"task_id": 1})
+    attacker.say(asker.address, "submitted", {"task_id": 1, "state": "failed", "created": True})
+    assert [attacker.hear()[1]["code"] for _ in range(2)] == ["remote_protocol"] * 2

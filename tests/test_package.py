@@ -1,0 +1,140 @@
+"""The package as it installs: from a wheel, outside the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import agentos
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the tree and unpacked into a folder of its own."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("agentos", "transports", "storage"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree / name)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
+    subprocess.run(
+        [*command, "--no-deps", "--wheel-dir", str(folder), str(tree)], check=True, timeout=110
+    )
+    (wheel,) = folder.glob("agentos_cluster-*.whl")
+    site = folder / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    return site
+
+
+def run(site: Path, code: str) -> str:
+    """What Python prints for `code`, with the wheel before everything else, away from the tree."""
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=site.parent,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.timeout(180)
+def test_the_wheel_holds_every_package_and_says_that_it_is_typed(installed: Path) -> None:
+    """`pip install agentos-cluster` brings all of it, under `agentos` alone."""
+    tree = {f"agentos/{p.relative_to(ROOT / 'agentos')}" for p in (ROOT / "agentos").rglob("*.py")}
+    for name in ("transports", "storage"):
+        tree |= {f"agentos/{p.relative_to(ROOT)}" for p in (ROOT / name).rglob("*.py")}
+    wheel = {str(p.relative_to(installed)) for p in installed.rglob("*.py")}
+    assert wheel == tree
+    assert (installed / "agentos/py.typed").exists()
+    assert not (installed / "transports").exists()
+    assert not (installed / "storage").exists()
+
+
+@pytest.mark.timeout(180)
+def test_a_cluster_runs_from_the_wheel_alone(installed: Path) -> None:
+    """What is installed works: transports and storage are found through their entry points."""
+    code = (
+        "import agentos, sys\n"
+        "from agentos import Cluster, EchoAgent\n"
+        "graph = {'nodes': {'a': {'agent': 'echo', 'prompt': 'hi'}}}\n"
+        "with Cluster([EchoAgent()], listen='tcp://127.0.0.1:*') as c, c.client() as client:\n"
+        "    print(client.submit(graph).result(20))\n"
+        "print(agentos.__file__)\n"
+        "print(sorted({'transports', 'storage'} & set(sys.modules)))\n"
+    )
+    output, file, plain = run(installed, code).splitlines()[-3:]
+    assert output == "hi"
+    assert Path(file).is_relative_to(installed)
+    assert plain == "[]", "nothing is ever imported as plain `transports` or `storage`"
+
+
+@pytest.mark.timeout(180)
+def test_the_command_is_there(installed: Path) -> None:
+    """The distribution is `agentos-cluster`, the import `agentos`, the command `agentos`."""
+    code = (
+        "from importlib.metadata import distribution\n"
+        "d = distribution('agentos-cluster')\n"
+        "print([p.value for p in d.entry_points if p.group == 'console_scripts'])\n"
+        "print(sorted(d.metadata.get_all('Provides-Extra')))\n"
+    )
+    scripts, extras = run(installed, code).splitlines()
+    assert scripts == "['agentos.cli:main']"
+    assert extras == "['dev', 'local']"
+
+
+def test_the_public_names_are_these() -> None:
+    """A name is added to or taken from the public face on purpose only."""
+    assert sorted(agentos.__all__) == list(agentos.__all__)
+    assert set(agentos.__all__) == {
+        "AddressTaken",
+        "AgentAnswer",
+        "AgentError",
+        "AgentNotOffered",
+        "AgentOSError",
+        "AgentRequest",
+        "AsyncClient",
+        "AsyncTask",
+        "Client",
+        "Cluster",
+        "ClusterUnreachable",
+        "ConfigError",
+        "EchoAgent",
+        "Epoch",
+        "FunctionAgent",
+        "GraphError",
+        "Host",
+        "IncompatibleDatabase",
+        "KeyConflict",
+        "Limits",
+        "LocalProtocolError",
+        "OpenAIAgent",
+        "Overloaded",
+        "RemoteProtocolError",
+        "ResultTimeout",
+        "StorageError",
+        "Task",
+        "TaskCancelled",
+        "TaskFailed",
+        "TaskNotFound",
+        "UnissuedEpoch",
+        "UnusableAnswer",
+        "agent",
+        "connect",
+    }
+    assert all(hasattr(agentos, name) for name in agentos.__all__)
