@@ -325,3 +325,21 @@ def test_waits_are_bounded_on_both_sides() -> None:
     due = owner.timers.next()
     assert due is not None
     assert due <= owner.limits.max_timeout_s + 1.0
+
+
+def test_a_watcher_who_comes_late_hears_how_far_it_is_and_the_last_node_too() -> None:
+    """Whoever watches sees every node done: those before, those after, and the last one."""
+    owner = Owner({"a": {"agent": "x", "prompt": "1"}, "b": {"agent": "x", "prompt": "${a}"}})
+    owner.answer("a/1/s0", "x")
+    owner.commit()
+    for _ in range(2):  # asking again repeats nothing
+        owner.take(owner.run.watch("client/x", progress=True))
+    owner.answer("b/1/s0", "y")
+    owner.commit()
+    events = [
+        (s.message.event, s.message.node)
+        for s in owner.sent
+        if s.to == "client/x" and isinstance(s.message, m.Event)
+    ]
+    assert events == [("started", ""), ("node", "a"), ("answer", "b"), ("node", "b")]
+    assert isinstance(owner.sent[-1].message, m.Ended)

@@ -231,8 +231,12 @@ class ProxyMachine:
 
     def _watch(self, watch: m.Watch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         watchers = self._watchers(watch.task_id)
-        known = watch.client in watchers or len(watchers) < self._limits.max_watchers
-        if known and self._held(watch.task_id) is not None:
+        if watch.client not in watchers and len(watchers) >= self._limits.max_watchers:
+            return []
+        task = self._runs.get(watch.task_id)
+        if task is not None:
+            return task.watch(watch.client, progress=watch.progress)
+        if watch.task_id in self._loading:
             watchers[watch.client] = watch.progress
         return []
 

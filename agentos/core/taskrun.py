@@ -128,7 +128,8 @@ class TaskRun:
                 response=self._end.response,
                 error=self._end.error,
             )
-            return [m.Send(self._ctx.region, ended)]
+            finished = [name for name in self._after if self._nodes[name].done]
+            return [*self._finished(finished), m.Send(self._ctx.region, ended)]
         for node in dict.fromkeys(split(row_id)[0] for row_id in answer.nodes):
             out += self._release(node, now)
         if not self._open and not self._unsaved and self._end is None:
@@ -145,7 +146,24 @@ class TaskRun:
         self._ctx.timers.cancel((self.task_id, ""))
         return self.calls.abort()
 
+    def watch(self, client: str, *, progress: bool) -> list[m.Send]:
+        """Tell a client what happens from now on, and first how far the task has come."""
+        new = client not in self.watchers
+        self.watchers[client] = progress
+        if not (new and progress):
+            return []
+        done = [n for n in self._graph.nodes if n in self._values and n not in self._nodes]
+        sends = [*self._event("started", proxy=self._ctx.address), *self._finished(done)]
+        return [send for send in sends if send.to == client]
+
     # -- nodes -----------------------------------------------------------------------------------
+
+    def _finished(self, names: Sequence[str]) -> list[m.Send]:
+        return [
+            send
+            for name in names
+            for send in self._event("node", name, text=excerpt(self._values[name]))
+        ]
 
     def _start(self, name: str, now: float) -> list[m.Send]:
         if self._end is not None:
@@ -184,7 +202,7 @@ class TaskRun:
         if not deliberation.done:
             return self.calls.ask(deliberation.node, asks, self._graph.priority, now)
         del self._nodes[name]
-        out = self._event("node", name, text=excerpt(self._values[name]))
+        out = self._finished([name])
         for ready in self._walk.finish(name):
             out += self._start(ready, now)
         return out
