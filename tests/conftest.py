@@ -1,10 +1,17 @@
 """What several test modules share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from agentos.agents.local_model import LocalModelServer
+
+# Machines differ in speed, so no example has a deadline. A failure prints how to replay it. In CI
+# the examples are the same in every run (Hypothesis's own profile `ci`); elsewhere they are new.
+settings.register_profile("agentos", deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "agentos")
 
 
 @pytest.fixture(scope="session")
