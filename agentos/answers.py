@@ -103,6 +103,26 @@ def validate(value: Any, schema: Mapping[str, Any]) -> None:
         raise UnusableAnswer(f"the answer does not meet the schema{place}: {quote(fault.message)}")
 
 
+def meet(value: Any, schema: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> Any:
+    """The value of an answer that must meet a schema, whichever agent gave it.
+
+    A text that meets the schema stays text; any other is read as JSON. What is no text is held
+    against the schema as it is.
+
+    Raises:
+        UnusableAnswer: it does not meet the schema.
+        AgentError: it is no JSON value, or the schema cannot be used (not retryable).
+    """
+    check(value, max_bytes=max_bytes)
+    try:
+        validate(value, schema)
+    except UnusableAnswer:
+        if not isinstance(value, str):
+            raise
+        return parse(value, schema, max_bytes=max_bytes)
+    return value
+
+
 def check(value: Any, *, max_bytes: int = MAX_BYTES) -> None:
     """Check that a Python value is one JSON value: of JSON's types, finite, bounded.
 

@@ -22,6 +22,7 @@ Everything that is wrong is said at once, each fault with its file, line and key
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,6 +38,8 @@ from agentos.core.ports import Agent
 from agentos.tomlfile import Faults, in_words, read_fields, read_toml
 
 DEFAULT_FILE = "agentos.toml"
+
+_IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
 
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 _Text = Annotated[str, Meta(min_length=1)]
@@ -101,7 +104,7 @@ class OpenAIConfig(_AgentConfig, frozen=True, kw_only=True, tag="openai"):
 class FunctionConfig(_AgentConfig, frozen=True, kw_only=True, tag="function"):
     """A Python callable by its import path, `package.module:attribute`."""
 
-    path: Annotated[str, Meta(pattern=r"^[\w.]+:[\w.]+$")]
+    path: _Text
 
 
 class EchoConfig(_AgentConfig, frozen=True, kw_only=True, tag="echo"):
@@ -362,6 +365,8 @@ def _agent(value: Any, name: str, where: str, faults: Faults) -> AgentConfig | N
         return None
     options = {key: item for key, item in value.items() if key != "type"}
     values = read_fields(options, _AGENT_TYPES[kind], where, faults)
+    if kind == "function" and "path" in values and not _IMPORT_PATH.fullmatch(values["path"]):
+        faults.add(f"{where}.path", f"write package.module:function, not {values['path']!r}")
     try:
         return _AGENT_TYPES[kind](**values)
     except TypeError:  # something required is missing, which is noted

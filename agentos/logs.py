@@ -1,4 +1,4 @@
-"""Logs: structlog to standard error, for people on a terminal and as JSON lines elsewhere.
+"""Logs: structlog to standard error, as lines for people, or as JSON for programs.
 
 Tracebacks are plain: structlog's rich ones show the values of local variables, and those hold
 prompts and results.
@@ -45,12 +45,14 @@ class _Unbreakable:
             return
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
+def configure(level: str, stream: TextIO | None = None, *, as_json: bool = False) -> None:
     """Set logging up for this process.
 
     Args:
         level: the least that is logged: debug, info, warning or error.
         stream: where to; standard error unless given.
+        as_json: whether each line is a JSON document; else it is `key=value` text, with colours
+            on a terminal.
 
     Raises:
         ConfigError: there is no such level.
@@ -60,16 +62,21 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     stream = stream or sys.stderr
     terminal = stream.isatty()
     renderers: list[Any] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+        if as_json
+        else [
+            structlog.dev.ConsoleRenderer(
+                colors=terminal, exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
     )
+    for_people = terminal and not as_json
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(
-                fmt="%H:%M:%S" if terminal else "iso", utc=not terminal
+                fmt="%H:%M:%S" if for_people else "iso", utc=not for_people
             ),
             *renderers,
         ],

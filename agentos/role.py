@@ -60,6 +60,7 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         local_url: where the local model answers; a proxy that needs one starts it if there is none.
         limits: the cluster's.
         log_level: the least that is logged.
+        log_json: whether a supervised role logs JSON lines.
     """
 
     role: str
@@ -71,6 +72,7 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     local_url: str = ""
     limits: Limits = Limits()
     log_level: str = "info"
+    log_json: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,7 +175,7 @@ def main() -> NoReturn:
     if not line:
         sys.exit(0)
     spec = msgspec.json.decode(line, type=RoleSpec)
-    logs.configure(spec.log_level)
+    logs.configure(spec.log_level, as_json=spec.log_json)
     stop: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_leave_with_supervisor, args=(stop,), daemon=True).start()
     try:

@@ -85,14 +85,21 @@ class Supervisor:
     Args:
         config: what to run.
         log_level: the roles'.
+        log_json: whether the roles log JSON lines.
         on_ready: told once, when every role is connected.
     """
 
     def __init__(
-        self, config: Config, *, log_level: str, on_ready: Callable[[ClusterRecord], None]
+        self,
+        config: Config,
+        *,
+        log_level: str,
+        on_ready: Callable[[ClusterRecord], None],
+        log_json: bool = False,
     ) -> None:
         self._config = config.check_offers()
         self._log_level = log_level
+        self._log_json = log_json
         self._on_ready = on_ready
         self._model = LocalModelServer()
         self._gateway = self._child("gateway/main", config.cluster.listen, None)
@@ -172,6 +179,7 @@ class Supervisor:
             agents=self._config.offered_by(name) if kind == "proxy" else {},
             limits=self._config.limits,
             log_level=self._log_level,
+            log_json=self._log_json,
         )
         return Child(spec, parent)
 

@@ -15,10 +15,20 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from agentos import AgentOSError, AsyncClient, Cluster, TaskNotFound, agent
+from agentos import (
+    AgentOSError,
+    AsyncClient,
+    Cluster,
+    GraphError,
+    KeyConflict,
+    LocalProtocolError,
+    TaskNotFound,
+    agent,
+)
 
 CLIENT = web.AppKey("client", AsyncClient)
 DATA = web.AppKey("data", str)
+STATUS = {GraphError: 400, LocalProtocolError: 400, KeyConflict: 409}
 
 
 @agent
@@ -30,15 +40,18 @@ async def poet(prompt: str) -> str:
 
 async def post_haiku(request: web.Request) -> web.Response:
     """Accept a task."""
-    body = await request.json()
+    try:
+        topic = (await request.json())["topic"]
+    except (ValueError, LookupError, TypeError):
+        return web.json_response({"error": 'send JSON like {"topic": "tea"}'}, status=400)
     graph = {
-        "input": {"topic": body["topic"]},
+        "input": {"topic": topic},
         "nodes": {"haiku": {"agent": "poet", "prompt": "a haiku about ${input.topic}"}},
     }
     try:
         task = await request.app[CLIENT].submit(graph, key=request.headers.get("Idempotency-Key"))
     except AgentOSError as error:
-        return web.json_response({"error": str(error)}, status=503)
+        return web.json_response({"error": str(error)}, status=STATUS.get(type(error), 503))
     return web.json_response({"task_id": task.task_id}, status=202)
 
 
@@ -68,7 +81,9 @@ def make_app(data: str = "agentos-data") -> web.Application:
     """The application."""
     app = web.Application()
     app[DATA] = data
-    app.add_routes([web.post("/haiku", post_haiku), web.get("/haiku/{task_id}", get_haiku)])
+    app.add_routes(
+        [web.post("/haiku", post_haiku), web.get(r"/haiku/{task_id:[1-9]\d{0,17}}", get_haiku)]
+    )
     app.cleanup_ctx.append(agent_os)
     return app
 

@@ -163,6 +163,18 @@ def test_request(room: MakeRoom) -> None:
     ]
 
 
+def test_schema_binds_every_agent(room: MakeRoom) -> None:
+    """Whichever agent answers, what does not meet the schema is unusable; JSON text is decoded."""
+    schema = '{"type":"object","required":["k"]}'
+    host = room(EchoAgent("made"))
+    assert host.ask(prompt='{"k": 3}', schema=schema).value == '{"k":3}'
+    for prompt in ("no JSON at all", '{"z": 3}'):
+        result = host.ask(prompt=prompt, schema=schema)
+        assert result.value is None
+        assert result.retryable
+        assert prompt in result.error
+
+
 @pytest.mark.parametrize("schema", ["{", "[]", "NaN"])
 def test_bad_schema(room: MakeRoom, schema: str) -> None:
     """A schema that is no JSON object is an error for good."""

@@ -186,13 +186,17 @@ def test_agent_error_decides() -> None:
 
 
 def test_schema() -> None:
-    """With a schema, a value that does not meet it is an unusable answer that names the place."""
+    """With a schema, an answer that does not meet it is unusable, and text is read as JSON."""
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    assert call(lambda _: {"n": 1}, request(schema=schema)).value == {"n": 1}
+    assert answers.meet({"n": 1}, schema) == {"n": 1}
+    assert answers.meet('{"n": 1}', schema) == {"n": 1}
+    assert answers.meet("1", {"type": "string"}) == "1"
     with pytest.raises(UnusableAnswer, match="at n: 'one' is not of type 'integer'"):
-        call(lambda _: {"n": "one"}, request(schema=schema))
+        answers.meet({"n": "one"}, schema)
+    with pytest.raises(UnusableAnswer, match="not usable JSON"):
+        answers.meet("one", schema)
     with pytest.raises(AgentError, match="the answer's n is a set, not a JSON value"):
-        call(lambda _: {"n": {1}}, request(schema=schema))
+        answers.meet({"n": {1}}, schema)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,7 @@ def test_schema() -> None:
 def test_schema_that_cannot_be_used(schema: dict[str, Any]) -> None:
     """A broken schema fails for good."""
     with pytest.raises(AgentError, match="the node's schema") as caught:
-        call(lambda _: "x", request(schema=schema))
+        answers.meet("x", schema)
     assert not caught.value.retryable
 
 

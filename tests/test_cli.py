@@ -1,14 +1,17 @@
 """The command line: what it prints, to whom, and its exit codes."""
 
+import io
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -108,6 +111,7 @@ def test_wait_shows_progress(run: Callable[..., tuple[int, str, str]]) -> None:
     """`submit --wait` shows in a pipe a line for each event, then the result."""
     code, out, _ = run("submit", DIAMOND, "--wait")
     assert code == 0
+    assert re.fullmatch(r"task \d+ is accepted", out.splitlines()[0])
     assert out.splitlines()[-1] == "left: hello, middle: hello, right: hello"
     assert out.splitlines()[-2].endswith("succeeded")
 
@@ -122,17 +126,30 @@ def test_a_failed_task(run: Callable[..., tuple[int, str, str]], tmp_path: Path)
     assert "node 'a'" in errors
     code, out, errors = run("submit", file, "--wait")
     assert (code, "Traceback" in errors) == (1, False)
+    assert (out + errors).count("failed: ") == 1  # said once
     assert "\x1b" not in out + errors  # what an agent said never reaches the terminal raw
 
 
 def test_cancel(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """`cancel` ends a task that runs; its result is exit code 1."""
     number = run("submit", graph_file(tmp_path, "slow"))[1].strip()
-    assert run("cancel", number)[:2] == (0, f"task {number}: cancelled\n")
-    code, out, errors = run("result", number)
-    assert (code, out) == (1, "")
-    assert "cancelled" in errors
-    assert run("watch", number)[0] == 1
+    assert run("cancel", number)[:2] == (0, f"task {number} is cancelled\n")
+    said = (1, "", f"error: task {number} is cancelled\n")
+    assert run("result", number) == said
+    assert run("watch", number) == said
+
+
+def test_cancel_too_late(run: Callable[..., tuple[int, str, str]]) -> None:
+    """`cancel` of a task that has ended says how it had ended."""
+    number = run("submit", DIAMOND)[1].strip()
+    run("result", number)
+    assert run("cancel", number)[1] == f"task {number} had already ended: succeeded\n"
+
+
+def test_a_task_without_agents(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """A task whose agents nobody offers can be watched and cancelled."""
+    number = run("submit", graph_file(tmp_path, "nobody"))[1].strip()
+    assert run("cancel", number)[1] == f"task {number} is cancelled\n"
 
 
 def test_result_in_time(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -195,7 +212,8 @@ def test_a_bad_graph(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -
     code, out, errors = run("submit", str(bad))
     assert (code, out) == (2, "")
     assert errors.startswith("error: nodes.a.prompt: ")
-    assert run("submit", "nowhere.json")[2] == "error: nowhere.json: No such file or directory\n"
+    missing = "error: cannot read the graph nowhere.json: No such file or directory\n"
+    assert run("submit", "nowhere.json")[2] == missing
     assert run("submit", graph_file(tmp_path, "nobody"), "--require-agents")[0] == 2
 
 
@@ -225,6 +243,48 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert capsys.readouterr().err.startswith("error: nodes.a.sample: unknown field; did you mean")
     (tmp_path / "agentos.toml").write_text("[limits]\nmax_nodes = 2\n")
     assert main(["check", DIAMOND]) == 2
+    assert main(["check", graph_file(tmp_path, "echo")]) == 0
+    assert ": 1 node in 1 layer, agents: echo" in capsys.readouterr().out
+
+
+def test_check_of_agents(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`check` warns of agents that the configuration at hand does not offer."""
+    assert main(["check", DIAMOND]) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "agentos.toml").write_text('[agents.ecko]\ntype = "echo"\n')
+    assert main(["check", DIAMOND]) == 0
+    warning = "warning: agentos.toml offers no agent named 'echo'; did you mean \"ecko\"?\n"
+    assert capsys.readouterr().err == warning
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": {"x": {"type": "strng"}}}, {"type": "odd"}, {"minimum": "1"}, {"pattern": "("}],
+)
+def test_check_of_schemas(
+    schema: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`check` refuses a node's schema that is no JSON Schema, and says where."""
+    node = {"agent": "echo", "prompt": "hi", "schema": schema}
+    (tmp_path / "graph.json").write_text(json.dumps({"nodes": {"c": node}}))
+    assert main(["check", "graph.json"]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: nodes.c.schema")
+    assert "not a JSON Schema: " in errors
+
+
+def test_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph may come from standard input, which is called that."""
+    graph = Path(DIAMOND).read_bytes()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(graph)))
+    assert main(["check", "-"]) == 0
+    assert "standard input: 5 nodes" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    assert main(["check", "-"]) == 2
+    said = "error: cannot read the graph standard input: it is not UTF-8 text"
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +293,13 @@ def test_check(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ["submt"],
         ["status", "x"],
         ["status", "0"],
+        ["status", "9" * 30],
         ["list", "--state", "odd"],
+        ["list", "--limit", "0"],
+        ["list", "--limit", "9" * 30],
+        ["submit", DIAMOND, "--type", ""],
+        ["submit", DIAMOND, "--key", "k" * 201],
+        ["submit", DIAMOND, "--user", "-1"],
         ["submit"],
         ["--nope"],
     ],
@@ -263,6 +329,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`version` names the distribution."""
     assert main(["version", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "agentos-cluster"
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("agentos-cluster ")
 
 
 def test_debug(capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,7 +375,40 @@ def test_sentences() -> None:
     assert say("call", node="plan", slot="s0") == "plan: call -> r1/2"
     assert say("node", node="plan", text="x" * 200).startswith("plan: done  xxx")
     assert view.done == 1
+    assert say("retry", slot="s0", text="no") == (
+        "draft: sample 1 failed on r1/2, is tried again: no"
+    )
     assert say("lost", slot="s0") == "draft: sample 1 was lost with r1/2, is placed again"
+
+
+def test_a_watch_without_the_graph() -> None:
+    """A node of which one sample was heard has a call; of which more were, samples."""
+    view = TaskView()
+
+    def say(slot: str, round_: int = 1) -> str:
+        message = m.Event(
+            task_id=1, epoch=Epoch(1, 1), event="call", node="a", slot=slot, round=round_
+        )
+        view.take(message)
+        return sentence(message, view.nodes["a"])
+
+    assert say("s0") == "a: call ->"
+    assert say("s1") == "a: sample 2 ->"
+    assert say("s0") == "a: sample 1 ->"
+    assert say("s0", 2) == "a: round 2, call ->"
+
+
+def test_why_a_task_waits() -> None:
+    """A task without a place says why, once for each reason, and where it is placed at last."""
+    view = TaskView()
+    waits = m.Event(task_id=1, epoch=Epoch(1, 0), event="placed", text="no region offers ['x']")
+    assert not view.knows(waits)
+    view.take(waits)
+    assert sentence(waits) == "waits to be placed: no region offers ['x']"
+    assert view.knows(waits)
+    placed = m.Event(task_id=1, epoch=Epoch(1, 1), event="placed", proxy="region/r1")
+    assert not view.knows(placed)
+    assert sentence(placed) == "placed in r1"
 
 
 # -- processes -------------------------------------------------------------------------------------
@@ -366,7 +467,7 @@ def test_ctrl_c_detaches(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        process.stdout.readline()  # the first event: the task is accepted
+        assert process.stdout.readline().endswith(" is accepted\n")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130

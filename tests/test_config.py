@@ -186,7 +186,7 @@ def test_options_win(tmp_path: Path) -> None:
         ("[agents.w]\ntype = 'function'", "agentos.toml:1: agents.w: path is missing"),
         (
             "[agents.w]\ntype = 'function'\npath = 'x'",
-            "agentos.toml:3: agents.w.path: expected `str` matching",
+            "agentos.toml:3: agents.w.path: write package.module:function, not 'x'",
         ),
         (
             "[agents.w]\ntype = 'openai'\nmodel = 'm'",

@@ -19,6 +19,7 @@ from agentos.core.limits import Limits
 from agentos.core.rows import pages, plain, split
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
+from agentos.runtime.wire import JsonCodec
 
 ME, REGION, OTHER = "proxy/r0/0", "region/r0", "proxy/r0/1"
 E11, E12 = Epoch(1, 1), Epoch(1, 2)
@@ -71,7 +72,7 @@ class Owner:
     def answer(self, row: str, value: Any = None, /, **fields: Any) -> None:
         """Answer a call with a value, or with these fields of its result."""
         call = self.asked.pop(row)
-        outcome = fields or {"value": json.dumps(value)}
+        outcome = fields or {"value": json.dumps(value, ensure_ascii=False)}
         result = m.CallResult(
             task_id=1, epoch=E12, row=row, attempt=call.attempt, proxy=OTHER, **outcome
         )
@@ -343,3 +344,50 @@ def test_a_watcher_who_comes_late_hears_how_far_it_is_and_the_last_node_too() ->
     ]
     assert events == [("started", ""), ("node", "a"), ("answer", "b"), ("node", "b")]
     assert isinstance(owner.sent[-1].message, m.Ended)
+
+
+def test_a_wide_graph_goes_through_in_slices() -> None:
+    """Ten thousand ready nodes don't keep their owner from its heartbeats: few run at once."""
+    count, limits = 1_000, Limits(calls_per_task=50)
+    owner = Owner({f"n{i}": {"agent": "x", "prompt": "1"} for i in range(count)}, limits=limits)
+    answered = 0
+    while not any(record.end for record in owner.records):
+        assert 0 < len(owner.asked) <= 50
+        owner.answer(next(iter(owner.asked)), "y")
+        answered += 1
+        if len(owner.records) > 10 and not owner.records[-1].end:
+            owner.commit()
+    assert answered == count
+
+
+@pytest.mark.parametrize("text", ["x" * 900_000, "漢" * 300_000, '"' * 440_000])
+def test_every_record_fits_a_frame(text: str) -> None:
+    """However large the answers are, and whatever has to be repeated, what is written can travel."""
+    limits = Limits()
+    nodes = {f"n{i}": {"agent": "x", "prompt": "1"} for i in range(6)}
+    owner = Owner({**nodes, "last": {"agent": "x", "prompt": "1", "needs": list(nodes)}})
+    for name in nodes:
+        owner.answer(f"{name}/1/s0", text)
+    owner.pass_time()  # the store was silent: everything again
+    for record in [*owner.records]:
+        owner.commit(record)
+    owner.answer("last/1/s0", text)
+    while not owner.run.over:
+        owner.commit()
+    codec = JsonCodec(limits)
+    for send in owner.sent:
+        codec.encode(m.Envelope(send.to, ME, send.message, send.ref))
+
+
+def test_a_ballot_that_cannot_travel_fails_its_node() -> None:
+    """A vote on answers too long to be quoted together is an error with its reason, not a hang."""
+    node = {"agent": "x", "prompt": "1", "samples": 3, "voters": 1}
+    owner = Owner({"a": node})
+    for i in range(3):
+        owner.answer(f"a/1/s{i}", "x" * 900_000)
+    for record in [*owner.records]:
+        owner.commit(record)
+    end = owner.records[-1].end
+    assert end is not None
+    assert end.state == "failed"
+    assert "node 'a': the prompt of a vote of round 1 takes 27" in end.error

@@ -168,6 +168,31 @@ def test_killed_roles(start: Callable[..., Up], data: str) -> None:
     assert deaths["proxy/r1/1"]["status"] == "was ended by SIGKILL"
 
 
+def test_a_lost_cluster(start: Callable[..., Up], data: str, tmp_path: Path) -> None:
+    """`submit --wait` that loses its cluster says that the task goes on, and no log lines."""
+    file = tmp_path / "graph.json"
+    file.write_text(json.dumps({"nodes": {"a": {"agent": "nobody", "prompt": "hi"}}}))
+    cluster, record = up(start, data)
+    waiting = start("submit", str(file), "--wait", "--url", record["url"])
+    assert waiting.line() == "task 1 is accepted\n"
+    cluster.end()
+    assert waiting.process.wait(timeout=60) == 3
+    goes_on, error = waiting.log.read_text().splitlines()
+    assert goes_on == "task 1 goes on; follow it with: agentos watch 1"
+    assert error.startswith("error: no gateway answered at ")
+
+
+def test_logs_for_people(start: Callable[..., Up], data: str) -> None:
+    """Without --json the log is readable text without colours, in a pipe too."""
+    process = start("gateway", "--data", data, "--listen", ANY)
+    assert process.line().startswith("gateway/main is ready at ")
+    assert process.end() == 0
+    log = process.log.read_text()
+    assert "role_stops" in log
+    assert "role=gateway/main" in log
+    assert "\x1b" not in log
+
+
 def test_the_budget(start: Callable[..., Up], data: str) -> None:
     """A role that dies again and again stops the cluster, with a clear error and nothing left."""
     cluster, record = up(start, data)
@@ -406,6 +431,10 @@ def test_cleanup(data: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert fates == {"region/r1": "ended", "proxy/r1/1": "killed", "proxy/r1/2": "gone"}
         assert other.poll() is None
         other.kill()
+    with DataFolder(data) as folder:
+        folder.write(record)
+    assert main(["cleanup", "--data", data]) == 0
+    assert "proxy/r1/1: had ended already\n" in capsys.readouterr().out
     assert main(["cleanup", "--data", data]) == 0
     assert "nothing was left behind" in capsys.readouterr().out
     assert main(["cleanup", "--data", data, "--json"]) == 0

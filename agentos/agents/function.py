@@ -94,12 +94,10 @@ class FunctionAgent(Generic[P, R]):
     async def call(self, request: AgentRequest) -> AgentAnswer:
         """Call the function.
 
-        What it returns is checked where it is encoded, by the runner; before that only if there is
-        a schema to hold it against.
+        What it returns is checked by the runner, like every agent's answer.
 
         Raises:
-            AgentError: the function raised (retryable), or returned no JSON value (not retryable).
-            UnusableAnswer: the value does not meet the request's schema.
+            AgentError: the function raised (retryable, unless it says otherwise).
         """
         if self._is_async:
             returned: Any = self._invoke(request)
@@ -111,11 +109,7 @@ class FunctionAgent(Generic[P, R]):
                 returned = await returned
             except Exception as error:
                 raise self._failure(error) from error
-        answer = returned if isinstance(returned, AgentAnswer) else AgentAnswer(value=returned)
-        if request.schema is not None:
-            answers.check(answer.value)
-            answers.validate(answer.value, request.schema)
-        return answer
+        return returned if isinstance(returned, AgentAnswer) else AgentAnswer(value=returned)
 
     async def close(self) -> None:
         """Let the threads end once their calls have returned. A later call starts new ones."""

@@ -93,7 +93,6 @@ def _app() -> typer.Typer:
     for panel, commands in _panels().items():
         for name, command in commands.items():
             app.command(name, rich_help_panel=panel)(command)
-    app.command()(version)
     return app
 
 
@@ -117,12 +116,23 @@ def _panels() -> dict[str, dict[str, Callable[..., object]]]:
             "list": tasks.list_,
             "check": tasks.check,
         },
+        "This program": {"version": version},
     }
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        version()
+        raise typer.Exit
 
 
 def _about(
     _debug: Annotated[
         bool, typer.Option(_DEBUG, help="Show where an error comes from. May stand anywhere.")
+    ] = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Like `version`."),
     ] = False,
 ) -> None:
     """Agent OS: durable coordination for clusters of AI agents."""

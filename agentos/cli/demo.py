@@ -44,7 +44,7 @@ def demo(
     name: with `type = "openai"` and a model, the demo runs on OpenAI.
     """
     interrupt_on_signals()
-    logs.configure(log_level)
+    logs.configure(log_level, as_json=as_json)
     found = configuration(config).with_cluster(regions=REGIONS, proxies=PROXIES)
     agents = {AGENT: LocalConfig()} | dict(found.agents)
     text = read_text(str(graph)) if graph else _article()

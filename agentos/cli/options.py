@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -12,6 +13,7 @@ import typer
 from agentos import logs
 from agentos.blocking import Client
 from agentos.config import Config, load
+from agentos.core.limits import MAX_INT
 
 Url = Annotated[
     str | None,
@@ -36,7 +38,33 @@ ConfigFile = Annotated[
         help="The configuration. Default: what AGENTOS_CONFIG names, or ./agentos.toml.",
     ),
 ]
-TaskId = Annotated[int, typer.Argument(min=1, help="The number that `agentos submit` printed.")]
+
+
+def number(low: int) -> Callable[[int | None], int | None]:
+    """A check of an option: a number from `low` up to what a database can hold."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and not low <= value <= MAX_INT:
+            raise typer.BadParameter(f"{value} is not a number from {low} to {MAX_INT}")
+        return value
+
+    return check
+
+
+def text_up_to(most: int) -> Callable[[str | None], str | None]:
+    """A check of an option: a text that is not empty, of `most` characters or less."""
+
+    def check(value: str | None) -> str | None:
+        if value is not None and not 1 <= len(value) <= most:
+            raise typer.BadParameter(f"it must have 1 to {most} characters, not {len(value)}")
+        return value
+
+    return check
+
+
+TaskId = Annotated[
+    int, typer.Argument(help="The number that `agentos submit` printed.", callback=number(1))
+]
 
 
 def urls(text: str) -> tuple[str, ...]:
@@ -51,7 +79,7 @@ def urls(text: str) -> tuple[str, ...]:
     return found
 
 
-def connect(url: str | None, log_level: str = "warning", timeout_s: float = 10.0) -> Client:
+def connect(url: str | None, log_level: str = "error", timeout_s: float = 10.0) -> Client:
     """A client of the cluster that the options name.
 
     Raises:

@@ -81,6 +81,12 @@ def task_document(task: m.TaskInfo) -> dict[str, Any]:
     return found
 
 
+def count(number: int, what: str) -> str:
+    """A number of things in words: `1 proxy`, `2 proxies`."""
+    plural = what.removesuffix("y") + ("ies" if what.endswith("y") else "s")
+    return f"{number} {what if number == 1 else plural}"
+
+
 def moment(seconds: float) -> str:
     """A time for people: UTC, to the second."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -25,7 +25,10 @@ EXCERPT = 60
 
 
 class NodeView:
-    """What is known of one node. `calls`: the proxy of each slot that runs."""
+    """What is known of one node.
+
+    `slots` are those of this round that were heard of, `calls` the proxy of each that runs.
+    """
 
     def __init__(self, name: str, samples: int = 0, voters: int = 0) -> None:
         self.name = name
@@ -33,6 +36,7 @@ class NodeView:
         self.voters = voters
         self.state = "waiting"
         self.round = 1
+        self.slots: set[str] = set()
         self.calls: dict[str, str] = {}
         self.proxies: list[str] = []
         self.answers = 0
@@ -48,6 +52,8 @@ class NodeView:
             return
         if event.round > self.round:
             self.round, self.answers, self.votes = event.round, 0, 0
+            self.slots.clear()
+        self.slots |= {event.slot} - {""}
         self.state = "running" if self.state == "waiting" else self.state
         if event.event == "call":
             self.calls[event.slot] = event.proxy
@@ -75,6 +81,7 @@ class TaskView:
         )
         self.total = len(self.nodes)
         self.where: str | None = None
+        self.why = ""
         self.ended: m.Ended | None = None
 
     def take(self, message: m.Event | m.Ended) -> None:
@@ -88,13 +95,13 @@ class TaskView:
             node = self.nodes.setdefault(message.node, NodeView(message.node))
             node.take(message)
         elif message.event in {"placed", "started"}:
-            self.where = message.proxy
+            self.where, self.why = message.proxy, message.text
 
     def knows(self, message: m.Event | m.Ended) -> bool:
         """Whether it only says again where the task is."""
         if not isinstance(message, m.Event) or message.event != "placed":
             return False
-        return message.proxy == self.where
+        return (message.proxy, message.text) == (self.where, self.why)
 
     @property
     def done(self) -> int:
@@ -105,22 +112,24 @@ class TaskView:
 def sentence(message: m.Event | m.Ended, node: NodeView | None = None) -> str:
     """One event for people."""
     if isinstance(message, m.Ended):
-        return f"task {message.task_id} {message.state}" + (
-            f": {message.error}" if message.error else ""
-        )
+        if message.state == "cancelled":
+            return f"task {message.task_id} is cancelled"
+        why = f": {message.error}" if message.error else ""
+        return f"task {message.task_id} {message.state}{why}"
     at = f" {_short(message.proxy)}" if message.proxy else ""
     text = f"  {_excerpt(message.text)}" if message.text else ""
     if not message.node:
         if message.event == "placed":
-            return f"placed in{at}" if at else "waits to be placed"
+            why = f": {plain(message.text)}" if message.text else ""
+            return f"placed in{at}" if at else f"waits to be placed{why}"
         return f"{message.event} on{at}" if at else message.event
     call = f"{message.node}: {_slot(message, node)}"
     return {
         "call": f"{call} ->{at}",
         "answer": f"{call} <-{at}{text}",
         "vote": f"{call} <-{at}{text}",
-        "void": f"{call} does not count:{text}",
-        "retry": f"{call} failed on{at}, is tried again:{text}",
+        "void": f"{call} does not count:{text[1:]}",
+        "retry": f"{call} failed on{at}, is tried again:{text[1:]}",
         "lost": f"{call} was lost with{at}, is placed again",
         "node": f"{message.node}: done{text}",
     }.get(message.event, f"{call} {message.event}{at}{text}")
@@ -129,9 +138,14 @@ def sentence(message: m.Event | m.Ended, node: NodeView | None = None) -> str:
 def _slot(event: m.Event, node: NodeView | None) -> str:
     kind = "vote" if event.slot.startswith("v") else "sample"
     number = int(event.slot[1:]) + 1 if event.slot[1:].isdecimal() else event.slot
-    single = node is not None and node.samples == 1 and kind == "sample"
+    single = kind == "sample" and node is not None and _is_single(node)
     name = "call" if single else f"{kind} {number}"
     return f"round {event.round}, {name}" if event.round > 1 else name
+
+
+def _is_single(node: NodeView) -> bool:
+    """Whether a node has one sample; without its graph, as far as was heard of it."""
+    return node.samples == 1 if node.samples else node.slots == {"s0"}
 
 
 def _short(address: str) -> str:
@@ -147,7 +161,10 @@ def _excerpt(text: str) -> str:
 
 
 class Reporter:
-    """Shows events as they come: a line for each, for pipes and files. A context manager."""
+    """Shows events as they come: a line for each, for pipes and files. A context manager.
+
+    An end that is no success is left to whoever says so on standard error.
+    """
 
     def __init__(self, view: TaskView) -> None:
         self._view = view
@@ -161,6 +178,8 @@ class Reporter:
 
     def show(self, message: m.Event | m.Ended) -> None:
         """Print it."""
+        if isinstance(message, m.Ended) and message.state != "succeeded":
+            return
         node = self._view.nodes.get(message.node) if isinstance(message, m.Event) else None
         line(plain(f"{time.monotonic() - self._begun:7.2f}s  {sentence(message, node)}"))
 
@@ -216,6 +235,8 @@ class _Live(Reporter):
         seconds = time.monotonic() - self._begun
         state = view.ended.state if view.ended else "running"
         where = f" on {_short(view.where)}" if view.where else ""
+        if view.why and not view.where:
+            state = f"waits to be placed: {plain(view.why)}"
         status = f" {view.done}/{view.total or '?'} nodes, {state}{where}, {seconds:.1f} s"
         bar = Table.grid()
         bar.add_row(ProgressBar(view.total or 1, view.done, width=30), Text(status))

@@ -56,7 +56,7 @@ def up(
     is started again. Both Ctrl-C and SIGTERM stop everything in order (exit code 0); a second one
     does not wait.
     """
-    logs.configure(log_level)
+    logs.configure(log_level, as_json=as_json)
     found = configuration(config).with_cluster(
         regions=regions, proxies=proxies, data=data, listen=listen
     )
@@ -67,21 +67,16 @@ def up(
         else:
             output.line(_announcement(found, record))
 
-    asyncio.run(Supervisor(found, log_level=log_level, on_ready=ready).run())
+    asyncio.run(Supervisor(found, log_level=log_level, log_json=as_json, on_ready=ready).run())
     return 0
 
 
 def _announcement(config: Config, record: ClusterRecord) -> str:
     regions, proxies = len(config.cluster.region_names), len(config.cluster.proxy_names)
     return (
-        f"agentos is ready at {record.url} (1 gateway, {_count(regions, 'region')}, {_count(proxies, 'proxy')}; "
-        f"agents: {', '.join(config.agents)}; data in {config.cluster.data})"
+        f"agentos is ready at {record.url} (1 gateway, {output.count(regions, 'region')}, "
+        f"{output.count(proxies, 'proxy')}; agents: {', '.join(config.agents)}; data in {config.cluster.data})"
     )
-
-
-def _count(number: int, what: str) -> str:
-    plural = what.removesuffix("y") + ("ies" if what.endswith("y") else "s")
-    return f"{number} {what if number == 1 else plural}"
 
 
 def gateway(
@@ -176,7 +171,9 @@ def proxy(
 
 
 def cleanup(
-    data: Annotated[str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")],
+    data: Annotated[
+        str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")
+    ] = "agentos-data",
     as_json: Json = False,
 ) -> None:
     """End what a crash left behind: the processes in DIR/cluster.json that are still ours."""
@@ -188,11 +185,11 @@ def cleanup(
     elif not fates:
         output.line(f"{data}: nothing was left behind")
     for name, fate in {} if as_json else fates.items():
-        output.line(f"{name}: {fate}")
+        output.line(f"{name}: {'had ended already' if fate == 'gone' else fate}")
 
 
 def _run(spec: RoleSpec, *, as_json: bool) -> None:
-    logs.configure(spec.log_level)
+    logs.configure(spec.log_level, as_json=as_json)
     # `agentos` is a script in a folder of its own; agents are looked for where one works.
     sys.path.insert(0, str(Path.cwd()))
 

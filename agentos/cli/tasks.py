@@ -13,11 +13,30 @@ import typer
 
 from agentos.blocking import Client, Task
 from agentos.cli import output
-from agentos.cli.options import ConfigFile, Json, LogLevel, TaskId, Url, configuration, connect
-from agentos.cli.progress import TaskView, follow
+from agentos.cli.options import (
+    ConfigFile,
+    Json,
+    LogLevel,
+    TaskId,
+    Url,
+    configuration,
+    connect,
+    number,
+    text_up_to,
+)
+from agentos.cli.progress import TaskView, follow, sentence
+from agentos.config import Config
 from agentos.core import messages as m
-from agentos.core.errors import ConfigError, GraphError
-from agentos.core.graph import Graph, parse_graph
+from agentos.core.errors import (
+    ClusterUnreachable,
+    ConfigError,
+    GraphError,
+    Overloaded,
+    ResultTimeout,
+)
+from agentos.core.fields import hint
+from agentos.core.graph import Graph, Node, parse_graph
+from agentos.core.jsontext import join, quote
 from agentos.core.limits import Limits
 
 PAGE = 1_000
@@ -32,16 +51,21 @@ def submit(
     ] = False,
     key: Annotated[
         str | None,
-        typer.Option(help="Makes it idempotent: the same user and key name the same task."),
+        typer.Option(
+            help="Makes it idempotent: the same user and key name the same task.",
+            callback=text_up_to(200),
+        ),
     ] = None,
-    user: Annotated[int, typer.Option(min=0, help="Whose task it is.")] = 0,
-    type_: Annotated[str, typer.Option("--type", help="A label of yours.")] = "graph",
+    user: Annotated[int, typer.Option(help="Whose task it is.", callback=number(0))] = 0,
+    type_: Annotated[
+        str, typer.Option("--type", help="A label of yours.", callback=text_up_to(64))
+    ] = "graph",
     require_agents: Annotated[
         bool, typer.Option("--require-agents", help="Refuse it if nobody offers its agents.")
     ] = False,
     url: Url = None,
     as_json: Json = False,
-    log_level: LogLevel = "warning",
+    log_level: LogLevel = "error",
 ) -> int:
     """Hand a task in, and print its number. When this returns, the task survives any crash."""
     text = read_text(file)
@@ -61,28 +85,35 @@ def submit(
 
 
 def _wait(task: Task, graph: Graph | None, *, as_json: bool) -> int:
-    output.hint(f"task {task.task_id} is accepted")
     try:
+        if not as_json:
+            output.line(f"task {task.task_id} is accepted")
         follow(task.watch(), TaskView(graph), as_json=as_json, one_document=True)
         return _print_end(task.wait(timeout_s=10.0), as_json=as_json)
     except KeyboardInterrupt:
-        output.line(
-            f"task {task.task_id} goes on; follow it with: agentos watch {task.task_id}",
-            to_stderr=True,
-        )
+        _say_it_goes_on(task)
         return 130
+    except (ClusterUnreachable, Overloaded, ResultTimeout):
+        _say_it_goes_on(task)
+        raise
+
+
+def _say_it_goes_on(task: Task) -> None:
+    how = f"follow it with: agentos watch {task.task_id}"
+    output.line(f"task {task.task_id} goes on; {how}", to_stderr=True)
 
 
 def status(
     task_id: Annotated[
-        int | None, typer.Argument(min=1, help="A task's number; without it, the cluster.")
+        int | None,
+        typer.Argument(help="A task's number; without it, the cluster.", callback=number(1)),
     ] = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Show the cluster: regions, proxies, counters.")
     ] = False,
     url: Url = None,
     as_json: Json = False,
-    log_level: LogLevel = "warning",
+    log_level: LogLevel = "error",
 ) -> None:
     """Show a task, or the cluster."""
     with connect(url, log_level) as client:
@@ -139,7 +170,7 @@ def result(
     ] = None,
     url: Url = None,
     as_json: Json = False,
-    log_level: LogLevel = "warning",
+    log_level: LogLevel = "error",
 ) -> int:
     """Wait for a task's end, and print its output (with --json: the response document)."""
     with connect(url, log_level) as client:
@@ -156,34 +187,40 @@ def _print_end(ended: m.Ended, *, as_json: bool) -> int:
         output.document(response)
     elif ended.state == "succeeded":
         output.line(output.value(response.get("output")))
-    if ended.state == "succeeded":
-        return 0
-    reason = ended.error or ended.state
-    output.line(f"error: task {ended.task_id} {ended.state}: {reason}", to_stderr=True)
+    return _exit_code(ended)
+
+
+def _exit_code(ended: m.Ended | None) -> int:
+    """The exit code for how a task ended; says what went wrong."""
+    if ended is None or ended.state == "succeeded":
+        return int(ended is None)
+    output.line(f"error: {sentence(ended)}", to_stderr=True)
     return 1
 
 
 def watch(
-    task_id: TaskId, url: Url = None, as_json: Json = False, log_level: LogLevel = "warning"
+    task_id: TaskId, url: Url = None, as_json: Json = False, log_level: LogLevel = "error"
 ) -> int:
     """Show a task's events until it ends (with --json: one JSON document a line)."""
     with connect(url, log_level) as client:
         task = client.task(task_id)
         task.status()
         ended = follow(task.watch(), TaskView(), as_json=as_json)
-    return 0 if ended is not None and ended.state == "succeeded" else 1
+    return _exit_code(ended)
 
 
 def cancel(
-    task_id: TaskId, url: Url = None, as_json: Json = False, log_level: LogLevel = "warning"
+    task_id: TaskId, url: Url = None, as_json: Json = False, log_level: LogLevel = "error"
 ) -> int:
     """End a task now, and abort its calls. A task that has ended stays as it is."""
     with connect(url, log_level) as client:
         state = client.task(task_id).cancel()
     if as_json:
         output.document({"task_id": task_id, "state": state})
+    elif state == "cancelled":
+        output.line(f"task {task_id} is cancelled")
     else:
-        output.line(f"task {task_id}: {state}")
+        output.line(f"task {task_id} had already ended: {state}")
     return 0
 
 
@@ -191,11 +228,15 @@ def list_(
     state: Annotated[
         m.State | None, typer.Option(help="Only tasks in this state.", show_default=False)
     ] = None,
-    user: Annotated[int | None, typer.Option(min=0, help="Only this user's tasks.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the newest.")] = 100,
+    user: Annotated[
+        int | None, typer.Option(help="Only this user's tasks.", callback=number(0))
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="At most so many, the newest.", callback=number(1))
+    ] = 100,
     url: Url = None,
     as_json: Json = False,
-    log_level: LogLevel = "warning",
+    log_level: LogLevel = "error",
 ) -> None:
     """List tasks, the newest first."""
     with connect(url, log_level) as client:
@@ -239,45 +280,81 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a task graph without running it; show its layers and the agents that it needs."""
-    graph = parse_graph(read_text(file), configuration(config, keys=False).limits)
-    shown: dict[str, Any] = {
-        "nodes": len(graph.nodes),
-        "layers": graph.layers(),
-        "agents": list(graph.agents),
-        "output": graph.output or list(graph.sinks),
-    }
+    found = configuration(config, keys=False)
+    graph = parse_graph(read_text(file), found.limits)
+    for node in graph.nodes.values():
+        _check_schema(node)
     if as_json:
-        output.document(shown)
+        document: dict[str, Any] = {
+            "nodes": len(graph.nodes),
+            "layers": graph.layers(),
+            "agents": list(graph.agents),
+            "output": graph.output or list(graph.sinks),
+        }
+        output.document(document)
+    else:
+        _print_graph(_called(file), graph)
+    if found.source:  # what a cluster elsewhere offers is not known
+        _warn_of_missing_agents(graph, found)
+
+
+def _check_schema(node: Node) -> None:
+    """Refuse what is no JSON Schema now, not when the node's first answer has been paid for."""
+    import jsonschema
+
+    if node.schema is None:
         return
+    kind = jsonschema.validators.validator_for(node.schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(node.schema)
+    except jsonschema.SchemaError as error:
+        place = join(join("nodes", node.name), "schema") + error.json_path.removeprefix("$")
+        raise GraphError(place, f"not a JSON Schema: {quote(error.message)}") from None
+
+
+def _warn_of_missing_agents(graph: Graph, config: Config) -> None:
+    proxies = config.cluster.proxy_names
+    offered = sorted({name for proxy in proxies for name in config.offered_by(proxy)})
+    for name in graph.agents:
+        if name not in offered:
+            known = hint(name, offered) or f"; it offers {', '.join(offered) or 'none'}"
+            text = f"warning: {config.source} offers no agent named {name!r}{known}"
+            output.line(text, to_stderr=True)
+
+
+def _print_graph(title: str, graph: Graph) -> None:
+    layers = graph.layers()
     rows = []
-    for number, layer in enumerate(shown["layers"], 1):
-        for name in layer:
+    for layer, names in enumerate(layers, 1):
+        for name in names:
             node = graph.nodes[name]
             votes = f"{node.voters} by {node.voter}" if node.voters else ""
             needs = " ".join(node.dependencies)
-            rows.append((number, name, node.agent, node.rounds, node.samples, votes, needs))
+            rows.append((layer, name, node.agent, node.rounds, node.samples, votes, needs))
     output.table(("layer", "node", "agent", "rounds", "samples", "votes", "needs"), rows)
     sinks = " ".join(graph.sinks if graph.output is None else [graph.output])
-    layers = len(shown["layers"])
-    output.line(
-        f"{file}: {shown['nodes']} nodes in {layers} layers, "
-        f"agents: {' '.join(graph.agents)}, output: {sinks}"
-    )
+    size = f"{output.count(len(graph.nodes), 'node')} in {output.count(len(layers), 'layer')}"
+    output.line(f"{title}: {size}, agents: {' '.join(graph.agents)}, output: {sinks}")
 
 
 def read_text(file: str) -> str:
-    """The text of a file, or of standard input for `-`.
+    """The text of a graph's file, or of standard input for `-`.
 
     Raises:
         ConfigError: it cannot be read.
     """
+    what = f"cannot read the graph {_called(file)}"
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror or error}") from error
+        raise ConfigError(f"{what}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not UTF-8 text ({error})") from error
+        raise ConfigError(f"{what}: it is not UTF-8 text ({error})") from error
+
+
+def _called(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def _parsed(text: str) -> Graph | None:

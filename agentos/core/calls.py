@@ -69,6 +69,9 @@ class Calls:
         self._tell = tell
         self._flights: dict[str, Flight] = {}
 
+    def __len__(self) -> int:
+        return len(self._flights)
+
     def ask(self, node: Node, asks: Sequence[Ask], priority: int, now: float) -> list[m.Send]:
         """Find places for questions of one node, all of the same agent."""
         rows = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -123,14 +123,10 @@ class GatewayMachine:
         )
         return self._ask(create, Waiting(e.sender, e.ref, q.notify, graph.agents), now)
 
-    def _require(self, agents: Collection[str]) -> None:
-        if self._placement.capable(agents, full=True):
-            return
-        raise AgentNotOffered(
-            f"no living region offers all of {sorted(agents)}; "
-            f"offered now: {self._placement.offered()}; "
-            "submit without require_agents to wait for one"
-        )
+    def _require(self, agents: tuple[str, ...]) -> None:
+        if not self._placement.capable(agents, full=True):
+            why = self._placement.why_waiting(agents)
+            raise AgentNotOffered(f"{why}; submit without require_agents to wait for one")
 
     def _admit(self) -> None:
         unfinished = self._placement.unfinished
@@ -195,7 +191,8 @@ class GatewayMachine:
             self._drop_watcher(q.task_id, waiting.client)
             return [m.Send(waiting.client, _ended_as(q), waiting.ref)]
         where = q.owner or q.region
-        event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=where)
+        why = "" if where else self._placement.why_waiting(q.agents)
+        event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=where, text=why)
         out = [m.Send(waiting.client, event, waiting.ref)] if waiting.ref else []
         if waiting.watch.progress and q.owner:
             out.append(m.Send(q.owner, waiting.watch))
@@ -313,7 +310,9 @@ class GatewayMachine:
         return self._placement.declined(q, e.sender, now)
 
     def _started(self, q: m.Started, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        return self._tell_owner(q.task_id, q.owner)
+        event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=q.owner)
+        watching = [c for c, progress in self._watchers.get(q.task_id, {}).items() if progress]
+        return [*(m.Send(c, event) for c in watching), *self._tell_owner(q.task_id, q.owner)]
 
     def _ended(self, q: m.Ended, e: m.Envelope, now: float) -> list[m.Send]:
         self.counters[q.state] += 1

@@ -73,6 +73,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # -- regions and proxies ---------------------------------------------------------------------
     tasks_per_proxy: int = 256
     """Tasks that one proxy walks at a time; the next ones wait in the database."""
+    calls_per_task: int = 256
+    """Calls of one task that are on their way at once: a wide graph goes through in slices."""
     waiting_calls: int = 1_024
     """Calls that wait for a free slot in one proxy."""
 

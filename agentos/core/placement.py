@@ -74,6 +74,12 @@ class Placement:
         """Every agent that some living region offers."""
         return sorted({a for _, peer in self.regions.living() for a in peer.beat.agents})
 
+    def why_waiting(self, agents: Agents) -> str:
+        """What keeps a task that needs these agents from being placed, in words."""
+        if self.capable(agents, full=True):
+            return "every region that could run it is full"
+        return f"no living region offers all of {sorted(agents)}; offered now: {self.offered()}"
+
     def choose(self, agents: Agents, exclude: str = "") -> str:
         """A region with room for a task that needs these agents, or "" for none."""
         if self._backlog.get(agents):

@@ -92,18 +92,32 @@ def response_text(task_id: int, state: str, outcome: dict[str, Any], usage: m.Us
     )
 
 
+def wire_size(text: str) -> int:
+    """The bytes that a text takes inside a JSON body: UTF-8, with its escapes."""
+    return len(msgspec.json.encode(text))
+
+
 def pages(
     rows: Sequence[m.Row], end: m.End | None, most: int
 ) -> list[tuple[tuple[m.Row, ...], m.End | None]]:
-    """Split what is to be recorded so that each part fits a frame; the end goes with the last."""
+    """Split what is to be recorded so that each part fits a frame; the end goes with the last.
+
+    Args:
+        rows: progress rows.
+        end: how the task ends, if it does.
+        most: bytes of a part (`wire_size`), unless a single row is larger.
+    """
     parts: list[list[m.Row]] = [[]]
     size = 0
     for row in rows:
-        if parts[-1] and size + len(row.result) > most:
+        more = wire_size(row.result)
+        if parts[-1] and size + more > most:
             parts.append([])
             size = 0
         parts[-1].append(row)
-        size += len(row.result)
+        size += more
+    if end is not None and parts[-1] and size + wire_size(end.response) > most:
+        parts.append([])
     ends = [None] * (len(parts) - 1) + [end]
     return [(tuple(part), last) for part, last in zip(parts, ends, strict=True)]
 

@@ -7,7 +7,7 @@ at any point therefore leaves a database from which the next owner decides the s
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +31,7 @@ from agentos.core.rows import (
     response_text,
     split,
     usage_of,
+    wire_size,
 )
 
 
@@ -71,6 +72,7 @@ class TaskRun:
             self._saved.pop(name, None)
             self._costs.pop(name, None)
         self._walk = Walk(graph, done)
+        self._ready: deque[str] = deque()
         self._open = len(graph.nodes) - len(done)
 
     def begin(self, now: float) -> list[m.Send]:
@@ -78,14 +80,16 @@ class TaskRun:
         out = self._event("started", proxy=self._ctx.address)
         if not self._open:
             return out + self._save([], now)
-        for name in self._walk.ready():
-            out += self._start(name, now)
-        return out
+        self._ready.extend(self._walk.ready())
+        return out + self._start_ready(now)
 
     # -- what comes back -----------------------------------------------------------------------
 
     def answered(self, result: m.CallResult, now: float) -> list[m.Send]:
-        """A call came back, with a value or an error."""
+        """A call came back, with a value or an error; there is room for another."""
+        return [*self._answered(result, now), *self._start_ready(now)]
+
+    def _answered(self, result: m.CallResult, now: float) -> list[m.Send]:
         flight = self.calls.answered(result)
         if flight is None:
             return []
@@ -132,6 +136,7 @@ class TaskRun:
             return [*self._finished(finished), m.Send(self._ctx.region, ended)]
         for node in dict.fromkeys(split(row_id)[0] for row_id in answer.nodes):
             out += self._release(node, now)
+        out += self._start_ready(now)
         if not self._open and not self._unsaved and self._end is None:
             out += self._save([], now)
         return out
@@ -165,9 +170,15 @@ class TaskRun:
             for send in self._event("node", name, text=excerpt(self._values[name]))
         ]
 
+    def _start_ready(self, now: float) -> list[m.Send]:
+        """Start nodes while there is room for their calls: a wide graph goes through in slices."""
+        out: list[m.Send] = []
+        most = self._ctx.limits.calls_per_task
+        while self._ready and self._end is None and len(self.calls) < most:
+            out += self._start(self._ready.popleft(), now)
+        return out
+
     def _start(self, name: str, now: float) -> list[m.Send]:
-        if self._end is not None:
-            return []
         node = self._graph.nodes[name]
         try:
             prompt = node.prompt.render(self._values, self._ctx.limits.max_prompt_bytes)
@@ -200,12 +211,28 @@ class TaskRun:
         asks = self._after.pop(name)
         deliberation = self._nodes[name]
         if not deliberation.done:
+            if asks and (fault := self._too_large(asks[0])):  # those of one round are the same
+                return self._fail(name, fault, now)
             return self.calls.ask(deliberation.node, asks, self._graph.priority, now)
         del self._nodes[name]
         out = self._finished([name])
-        for ready in self._walk.finish(name):
-            out += self._start(ready, now)
+        self._ready.extend(self._walk.finish(name))
         return out
+
+    def _too_large(self, ask: Ask) -> str:
+        """What is wrong with a question that quotes long answers; "" if it can travel."""
+        most, kind = self._ctx.limits.max_prompt_bytes, "vote" if ask.slot[0] == "v" else "sample"
+        size, escaped = len(ask.prompt.encode()), wire_size(ask.prompt)
+        if size > most:
+            taken = f"{size} bytes, more than {most}"
+        elif escaped > 3 * most:
+            taken = f"{escaped} bytes with its escapes, more than {3 * most}"
+        else:
+            return ""
+        return (
+            f"the prompt of a {kind} of round {ask.round} takes {taken}: "
+            "ask for shorter answers, or for fewer"
+        )
 
     def _failed(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         """Repeat the call, or go on without this vote, or fail the node and with it the task."""
@@ -247,8 +274,11 @@ class TaskRun:
         if again or not self._open:
             rows = list(self._unsaved.values())
         page = self._ctx.limits.page_bytes
-        if not self._open and self._end is None and sum(len(r.result) for r in rows) <= page:
-            self._end = self._success()
+        if not self._open and self._end is None:
+            end = self._success()
+            size = sum(wire_size(row.result) for row in rows) + wire_size(end.response)
+            # All in one record, or the end alone once the rows are confirmed.
+            self._end = end if size <= page or not rows else None
         self._ctx.timers.set((self.task_id, ""), now + self._ctx.limits.resend_s)
         return [
             m.Send(
@@ -262,9 +292,10 @@ class TaskRun:
         output = self._graph.result(self._values)
         response = self._response("succeeded", {"output": output})
         most = self._ctx.limits.page_bytes
-        if len(response) <= most:
+        size = wire_size(response)
+        if size <= most:
             return m.End("succeeded", response)
-        reason = f"the output takes {len(response)} characters, more than {most}: set `output`"
+        reason = f"the output takes {size} bytes, more than {most}: set `output` to one node"
         return m.End("failed", self._response("failed", {"error": {"reason": reason}}), reason)
 
     def _load(self, row: m.SavedRow) -> None:

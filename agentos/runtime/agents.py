@@ -191,7 +191,10 @@ class AgentRunner:
                 begun = time.monotonic()
                 answer = await _ask(agent, call, request)
             usage = _usage(answer)
-            value = answers.encode(answer.value, max_bytes=self._max_bytes)
+            said = answer.value
+            if request.schema is not None:
+                said = answers.meet(said, request.schema, max_bytes=self._max_bytes)
+            value = answers.encode(said, max_bytes=self._max_bytes)
         except AgentError as error:
             failure = error
             if error.__cause__ is not None:
