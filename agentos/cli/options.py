@@ -40,15 +40,19 @@ ConfigFile = Annotated[
 ]
 
 
-def number(low: int) -> Callable[[int | None], int | None]:
-    """A check of an option: a number from `low` up to what a database can hold."""
+def number(low: int) -> Callable[[str], int]:
+    """A parser of an option: a number from `low` up to what a database can hold."""
 
-    def check(value: int | None) -> int | None:
-        if value is not None and not low <= value <= MAX_INT:
-            raise typer.BadParameter(f"{value} is not a number from {low} to {MAX_INT}")
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= MAX_INT:
+            raise typer.BadParameter(f"{text} is not a number from {low} to {MAX_INT}")
         return value
 
-    return check
+    return integer
 
 
 def text_up_to(most: int) -> Callable[[str | None], str | None]:
@@ -63,7 +67,7 @@ def text_up_to(most: int) -> Callable[[str | None], str | None]:
 
 
 TaskId = Annotated[
-    int, typer.Argument(help="The number that `agentos submit` printed.", callback=number(1))
+    int, typer.Argument(help="The number that `agentos submit` printed.", parser=number(1))
 ]
 
 

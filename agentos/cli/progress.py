@@ -233,9 +233,9 @@ class _Live(Reporter):
             nodes.add_row(*(Text(plain(cell)) for cell in _cells(node)), style=_STYLES[node.state])
         hidden = len(view.nodes) - len(rows)
         seconds = time.monotonic() - self._begun
-        state = view.ended.state if view.ended else "running"
+        state: str = view.ended.state if view.ended else "running"
         where = f" on {_short(view.where)}" if view.where else ""
-        if view.why and not view.where:
+        if view.why and not view.where and not view.ended:
             state = f"waits to be placed: {plain(view.why)}"
         status = f" {view.done}/{view.total or '?'} nodes, {state}{where}, {seconds:.1f} s"
         bar = Table.grid()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentos.answers import quote
 from agentos.blocking import Client, Task
 from agentos.cli import output
 from agentos.cli.options import (
@@ -36,7 +37,7 @@ from agentos.core.errors import (
 )
 from agentos.core.fields import hint
 from agentos.core.graph import Graph, Node, parse_graph
-from agentos.core.jsontext import join, quote
+from agentos.core.jsontext import join
 from agentos.core.limits import Limits
 
 PAGE = 1_000
@@ -56,7 +57,7 @@ def submit(
             callback=text_up_to(200),
         ),
     ] = None,
-    user: Annotated[int, typer.Option(help="Whose task it is.", callback=number(0))] = 0,
+    user: Annotated[int, typer.Option(help="Whose task it is.", parser=number(0))] = 0,
     type_: Annotated[
         str, typer.Option("--type", help="A label of yours.", callback=text_up_to(64))
     ] = "graph",
@@ -106,7 +107,7 @@ def _say_it_goes_on(task: Task) -> None:
 def status(
     task_id: Annotated[
         int | None,
-        typer.Argument(help="A task's number; without it, the cluster.", callback=number(1)),
+        typer.Argument(help="A task's number; without it, the cluster.", parser=number(1)),
     ] = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Show the cluster: regions, proxies, counters.")
@@ -229,10 +230,10 @@ def list_(
         m.State | None, typer.Option(help="Only tasks in this state.", show_default=False)
     ] = None,
     user: Annotated[
-        int | None, typer.Option(help="Only this user's tasks.", callback=number(0))
+        int | None, typer.Option(help="Only this user's tasks.", parser=number(0))
     ] = None,
     limit: Annotated[
-        int, typer.Option(help="At most so many, the newest.", callback=number(1))
+        int, typer.Option(help="At most so many, the newest.", parser=number(1))
     ] = 100,
     url: Url = None,
     as_json: Json = False,
@@ -304,11 +305,14 @@ def _check_schema(node: Node) -> None:
 
     if node.schema is None:
         return
+    where = join(join("nodes", node.name), "schema")
+    if not isinstance(node.schema.get("$schema", ""), str):
+        raise GraphError(join(where, "$schema"), "must be a string")
     kind = jsonschema.validators.validator_for(node.schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(node.schema)
     except jsonschema.SchemaError as error:
-        place = join(join("nodes", node.name), "schema") + error.json_path.removeprefix("$")
+        place = where + error.json_path.removeprefix("$")
         raise GraphError(place, f"not a JSON Schema: {quote(error.message)}") from None
 
 
