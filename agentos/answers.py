@@ -82,6 +82,9 @@ def validate(value: Any, schema: Mapping[str, Any]) -> None:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
+    dialect = schema.get("$schema", "")
+    if not isinstance(dialect, str):
+        raise AgentError("the node's schema names its `$schema` with no text", retryable=False)
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
         kind.check_schema(schema)

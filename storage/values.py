@@ -116,7 +116,7 @@ def issuable(task_id: int, epoch: Epoch) -> Epoch:
 
 def not_found(task_id: int) -> TaskNotFound:
     """The refusal of a write to a task that is not there."""
-    return TaskNotFound(f"there is no task {task_id}")
+    return TaskNotFound(f"no task has the id {task_id}")
 
 
 def still_unfinished(task_id: int, state: str) -> LocalProtocolError:

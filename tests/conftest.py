@@ -1,12 +1,17 @@
 """What several test modules share."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from agentos.agents.local_model import LocalModelServer
+
+# A shell starts background jobs with SIGINT ignored, and our children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines differ in speed, so no example has a deadline. A failure prints how to replay it. In CI
 # the examples are the same in every run (Hypothesis's own profile `ci`); elsewhere they are new.

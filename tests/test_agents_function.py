@@ -203,6 +203,7 @@ def test_schema() -> None:
     "schema",
     [
         {"type": "wat"},
+        {"$schema": [1]},
         {"pattern": "("},
         {"$ref": "#"},
         {"$ref": "#/nowhere"},
