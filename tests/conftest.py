@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from agentos.agents.local_model import LocalModelServer
@@ -17,6 +18,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # the examples are the same in every run (Hypothesis's own profile `ci`); elsewhere they are new.
 settings.register_profile("agentos", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "agentos")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> Iterator[None]:
+    """Each test finds structlog as a new process does: a command's log level is that process's."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
