@@ -15,19 +15,24 @@ from agentos.runtime.switch import Switch
 from agentos.runtime.wire import JsonCodec
 
 BODY = "x" * 200
+BATCH, WINDOW = 100, 5_000
+"""Messages handed over at once, and on their way at most: below the link's high-water mark."""
 
 
 def switch_messages_per_s(count: int, url: str = "tcp://127.0.0.1:*") -> float:
     """Messages per second from one switch through a parent's to an actor there, over a socket."""
-    limits = Limits(high_water_mark=count + 1000)
+    limits = Limits()
     transports = Transports(JsonCodec(limits), limits)
     parent, child = Switch(transports, limits, "parent"), Switch(transports, limits, "child")
+    window = threading.Semaphore(WINDOW // BATCH)
     done = threading.Event()
     got = 0
 
     def deliver(batch: list[m.Envelope]) -> None:
         nonlocal got
-        got += len(batch)
+        before, got = got, got + len(batch)
+        if news := got // BATCH - before // BATCH:
+            window.release(news)
         if got >= count:
             done.set()
 
@@ -38,9 +43,10 @@ def switch_messages_per_s(count: int, url: str = "tcp://127.0.0.1:*") -> float:
         if not child.connect([address]).wait_up(10):
             raise SystemExit("the link has not come up within 10 s")
         start = time.perf_counter()
-        for first in range(0, count, 100):
+        for first in range(0, count, BATCH):
+            window.acquire()
             say = m.Say(value={"n": first, "body": BODY})
-            child.send([m.Envelope("sink", "source", say) for _ in range(100)])
+            child.send([m.Envelope("sink", "source", say) for _ in range(BATCH)])
         if not done.wait(60):
             raise SystemExit(f"{count - got} of {count} messages were lost")
         return count / (time.perf_counter() - start)
