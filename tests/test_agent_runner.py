@@ -450,29 +450,37 @@ def test_max_concurrency(room: MakeRoom) -> None:
 def test_revoke(room: MakeRoom) -> None:
     """A revoked call is cancelled and answers nothing; the others go on."""
     cancelled: list[str] = []
-    release = threading.Event()
+    release, started, stopped = threading.Event(), threading.Event(), threading.Event()
 
     async def answer(request: AgentRequest) -> AgentAnswer:
+        if request.key == "2/a/0/s0":
+            started.set()
         try:
             while not release.is_set():
                 await asyncio.sleep(0.001)
         except asyncio.CancelledError:
             cancelled.append(request.key)
+            if request.key == "2/a/0/s0":
+                stopped.set()
             raise
         return AgentAnswer(value=request.key)
 
     made = room(Made(answer))
     kept, dropped, early = call(task_id=1), call(task_id=2), call(task_id=3)
     made.invoke(kept, dropped)
+    assert started.wait(10)
     made.invoke(early)
     made.revoke(early)
     made.revoke(dropped)
     made.revoke(dropped, call(task_id=99), call(task_id=1, attempt=1))
     made.revoke(kept, sender="proxy/eu/2")
+    # A call that ends while its revocation is on the way may answer: let it be cancelled first.
+    assert stopped.wait(10)
     release.set()
     assert [result.task_id for result in made.results(1)] == [1]
     made.invoke(call(task_id=4))
     assert [result.task_id for result in made.results(2)] == [1, 4]
+    assert "2/a/0/s0" in cancelled
     assert set(cancelled) <= {"2/a/0/s0", "3/a/0/s0"}
 
 
