@@ -213,10 +213,7 @@ class GatewayMachine:
 
     def _refuse(self, client: str, ref: str, error: AgentOSError) -> list[m.Send]:
         self.counters[f"refused.{error.code}"] += 1
-        refused = m.Refused(
-            code=error.code, reason=str(error), retry_after_s=getattr(error, "retry_after_s", None)
-        )
-        return [m.Send(client, refused, ref)]
+        return [m.Send(client, m.refusal(error), ref)]
 
     def _get_cluster(self, q: m.GetCluster, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         regions = tuple(

@@ -52,11 +52,7 @@ class StoreMachine:
         except StorageError:
             raise  # nobody's request is wrong: the shell rolls back, and says so to all of them
         except AgentOSError as error:
-            answer = m.Refused(
-                code=error.code,
-                reason=str(error),
-                retry_after_s=getattr(error, "retry_after_s", None),
-            )
+            answer = m.refusal(error)
         return [m.Send(envelope.sender, answer, envelope.ref)]
 
     def next_deadline(self) -> float | None:

@@ -273,19 +273,20 @@ class TaskRun:
             self._unsaved_of[split(row.node_id)[0]] += 1
         if again or not self._open:
             rows = list(self._unsaved.values())
-        page = self._ctx.limits.page_bytes
-        if not self._open and self._end is None:
-            end = self._success()
-            size = sum(wire_size(row.result) for row in rows) + wire_size(end.response)
-            # All in one record, or the end alone once the rows are confirmed.
-            self._end = end if size <= page or not rows else None
+        ending = not self._open and self._end is None
+        end = self._success() if ending else self._end
+        parts = pages(rows, end, self._ctx.limits.page_bytes)
+        if ending and len(parts) == 1:
+            self._end = end
+        elif ending:  # all in one record, or the end alone once the rows are confirmed
+            parts = pages(rows, None, self._ctx.limits.page_bytes)
         self._ctx.timers.set((self.task_id, ""), now + self._ctx.limits.resend_s)
         return [
             m.Send(
                 m.STORE,
-                m.Record(task_id=self.task_id, epoch=self.epoch, rows=rows_, end=end),
+                m.Record(task_id=self.task_id, epoch=self.epoch, rows=part, end=last),
             )
-            for rows_, end in pages(rows, self._end, page)
+            for part, last in parts
         ]
 
     def _success(self) -> m.End:

@@ -87,7 +87,7 @@ class Switch:
                 raise AddressTaken(f"{address!r} is attached to this switch already")
             if self._peers.route(address) is not None:
                 raise AddressTaken(f"{address!r} is the name of a child of this switch")
-            self._local[address] = deliver
+            self._local[address] = self._opened(deliver)
             if announce:
                 self._announced[address] = None
         if self._uplink is not None and announce:
@@ -190,7 +190,7 @@ class Switch:
     def _way(self, to: str, uplink: Uplink | None) -> tuple[object, Deliver]:
         local = self._local.get(to)
         if local is not None:
-            return to, self._opened(local)
+            return to, local
         connection = self._peers.route(to)
         if connection is not None:
             return connection, connection.send

@@ -66,6 +66,7 @@ from agentos.core.messages.clients import (
     Unwatch,
     Watch,
     Welcome,
+    refusal,
 )
 from agentos.core.messages.running import (
     AbortCalls,
@@ -185,6 +186,7 @@ __all__ = [
     "Welcome",
     "call_row",
     "is_address",
+    "refusal",
     "region_of",
     "role_of",
 ]

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from agentos.core.epoch import Epoch
+from agentos.core.errors import AgentOSError
 from agentos.core.messages.base import (
     Address,
     Count,
@@ -146,6 +147,13 @@ class Refused(Message, frozen=True, kw_only=True):
     code: Label
     reason: str
     retry_after_s: Seconds | None = None
+
+
+def refusal(error: AgentOSError) -> Refused:
+    """What tells a peer of an error: its code, its text, and when to try again if it says."""
+    return Refused(
+        code=error.code, reason=str(error), retry_after_s=getattr(error, "retry_after_s", None)
+    )
 
 
 # -- reads: anybody and the store ------------------------------------------------------------------
