@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -46,7 +46,7 @@ class Client:
         )
         self._thread.start()
         try:
-            self._run(self._client.connect())
+            self._run(self._client.connect)
         except BaseException:
             self.close()
             raise
@@ -95,7 +95,7 @@ class Client:
     ) -> Task:
         """Hand a task in; see `AsyncClient.submit`."""
         task = self._run(
-            self._client.submit(
+            lambda: self._client.submit(
                 task_description,
                 user_id=user_id,
                 task_type=task_type,
@@ -119,19 +119,20 @@ class Client:
     ) -> list[m.TaskInfo]:
         """Tasks, newest first; see `AsyncClient.list`."""
         return self._run(
-            self._client.list(user_id=user_id, state=state, before=before, limit=limit)
+            lambda: self._client.list(user_id=user_id, state=state, before=before, limit=limit)
         )
 
     def cluster(self) -> m.ClusterInfo:
         """Who is alive, what waits, and what was refused, as the gateway sees it."""
-        return self._run(self._client.cluster())
+        return self._run(self._client.cluster)
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
         with self._lock:
             if self._closed:
-                work.close()
                 raise LocalProtocolError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            # The loop makes the coroutine: Ctrl-C here cannot leave one behind that nobody awaits.
+            self._loop.call_soon_threadsafe(self._begin, work, future)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -139,6 +140,27 @@ class Client:
         except BaseException:  # Ctrl-C: nobody waits for this any more
             future.cancel()
             raise
+
+    def _begin(
+        self, work: Callable[[], Coroutine[Any, Any, T]], future: concurrent.futures.Future[T]
+    ) -> None:
+        task = self._loop.create_task(work())
+
+        def abandon(given_up: concurrent.futures.Future[T]) -> None:
+            if given_up.cancelled():
+                self._loop.call_soon_threadsafe(task.cancel)
+
+        def settle(done: asyncio.Task[T]) -> None:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up just now
+                if done.cancelled():
+                    future.cancel()
+                elif (error := done.exception()) is not None:
+                    future.set_exception(error)
+                else:
+                    future.set_result(done.result())
+
+        task.add_done_callback(settle)
+        future.add_done_callback(abandon)
 
 
 class Task:
@@ -151,33 +173,33 @@ class Task:
 
     def status(self) -> m.TaskInfo:
         """The task's row, with its response if it has ended. Raises `TaskNotFound`."""
-        return self._client._run(self._task.status())
+        return self._client._run(self._task.status)
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the end, and return the task's output; see `AsyncTask.result`."""
-        return self._client._run(self._task.result(timeout_s))
+        return self._client._run(lambda: self._task.result(timeout_s))
 
     def wait(self, timeout_s: float | None = None) -> m.Ended:
         """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
-        return self._client._run(self._task.wait(timeout_s))
+        return self._client._run(lambda: self._task.wait(timeout_s))
 
     def watch(self, timeout_s: float | None = None) -> Iterator[m.Event | m.Ended]:
         """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
         messages = self._task.watch(timeout_s)
         try:
-            while (message := self._client._run(_next(messages))) is not None:
+            while (message := self._client._run(lambda: _next(messages))) is not None:
                 yield message
         finally:
             with contextlib.suppress(LocalProtocolError):  # closed, and the generator with it
-                self._client._run(_close(messages))
+                self._client._run(lambda: _close(messages))
 
     def progress(self) -> list[m.SavedRow]:
         """Every row that has been saved for the task."""
-        return self._client._run(self._task.progress())
+        return self._client._run(self._task.progress)
 
     def cancel(self) -> m.State:
         """End it now, and abort its calls; returns the terminal state that it has."""
-        return self._client._run(self._task.cancel())
+        return self._client._run(self._task.cancel)
 
     def __repr__(self) -> str:
         return f"<Task {self.task_id}>"
