@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from agentos.agents.function import FunctionAgent
 from agentos.blocking import Client
 from agentos.client import AsyncClient
 from agentos.core import messages as m
-from agentos.core.errors import ConfigError, LocalProtocolError
+from agentos.core.errors import ConfigError, LocalProtocolError, Overloaded
 from agentos.core.limits import Limits
 from agentos.core.ports import Agent
 from agentos.logs import quiet_unless_configured
@@ -43,6 +44,8 @@ from agentos.runtime.wire import JsonCodec
 
 log = structlog.get_logger()
 
+ABORT_S = 0.5
+"""How long a role may take to hand back what it was told to abort."""
 READY_S = 10.0
 """How long a start waits for every proxy's first heartbeat; the cluster works without."""
 
@@ -71,7 +74,8 @@ class Host:
             raise ConfigError(f"agents must have different names; these are {sorted(names)}")
         self.transports = Transports(JsonCodec(self.limits), self.limits)
         self._on_give_up = on_give_up
-        self._actors: list[pykka.ActorRef[MachineActor]] = []
+        self._actors: dict[str, pykka.ActorRef[MachineActor]] = {}
+        self._drained: dict[str, threading.Event] = {}
         self._switches: dict[str, Switch] = {}
         self._uplinks: dict[str, Uplink] = {}
         self._runner: AgentRunner | None = None
@@ -111,7 +115,7 @@ class Host:
             self._uplinks[address] = switch.connect(store)
         actor = self._start(GatewayActor, address, switch)
         # Whoever sends to `gateway` means the one above it, whatever that is called.
-        switch.attach(m.GATEWAY, actor, announce=False)
+        switch.attach(m.GATEWAY, actor, announce=False, sealed=True)
         return url
 
     def region(self, name: str, listen: str, gateways: Sequence[str]) -> str:
@@ -168,15 +172,17 @@ class Host:
     def close(self) -> None:
         """Stop everything, the newest first. Idempotent.
 
-        Calls in flight have `limits.stop_grace_s` to end and to be recorded, no new one starts;
-        those that have not ended by then are aborted, and run again where the task goes on.
+        Claims are handed back, and no new call starts. Calls in flight have `limits.stop_grace_s`
+        to end and to be recorded; those that have not ended by then are aborted, and run again
+        where the task goes on.
         """
         if self._closed:
             return
         self._closed = True
+        self._drain(time.monotonic() + self.limits.stop_grace_s)
         if self._runner is not None:
-            self._runner.close(self.limits.stop_grace_s)
-        for actor in reversed(self._actors):
+            self._runner.close()
+        for actor in reversed(self._actors.values()):
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 actor.stop(timeout=self.limits.stop_grace_s)
         for switch in reversed(self._switches.values()):
@@ -194,6 +200,19 @@ class Host:
     ) -> None:
         self.close()
 
+    def _drain(self, until: float) -> None:
+        """Let proxies, then regions, then gateways hand back what they hold; abort what is late."""
+        for role in ("proxy", "region", "gateway"):
+            addresses = [address for address in self._actors if m.role_of(address) == role]
+            for drain, end in ((m.Drain(), until), (m.Drain(abort=True), until + ABORT_S)):
+                late = [a for a in addresses if not self._drained[a].is_set()]
+                for address in late:
+                    inbox: Any = self._actors[address].actor_inbox
+                    with contextlib.suppress(pykka.ActorDeadError, Overloaded):
+                        inbox.deliver([m.Envelope(address, address, drain)])
+                for address in late:
+                    self._drained[address].wait(max(0.0, end - time.monotonic()))
+
     def _switch(self, address: str) -> Switch:
         if address != m.STORE and not (m.is_address(address) and may_greet(address)):
             raise ConfigError(f"{address!r}: a name has letters, digits, and . _ - only")
@@ -206,12 +225,13 @@ class Host:
         self._start(StoreActor, open_database(database), switch)
 
     def _start(self, kind: type[MachineActor], *args: Any) -> Callable[[list[m.Envelope]], None]:
-        actor = kind.start(*args, on_give_up=self._on_give_up)
-        self._actors.append(actor)
+        drained = threading.Event()
+        actor = kind.start(*args, on_give_up=self._on_give_up, drained=drained)
         switch = next(arg for arg in args if isinstance(arg, Switch))
         inbox: Any = actor.actor_inbox
         address = args[0] if isinstance(args[0], str) else m.STORE
-        switch.attach(address, inbox.deliver)
+        self._actors[address], self._drained[address] = actor, drained
+        switch.attach(address, inbox.deliver, sealed=True)
         log.info("role_started", role=address)
         deliver: Callable[[list[m.Envelope]], None] = inbox.deliver
         return deliver

@@ -285,6 +285,7 @@ class MemoryDatabase(MemoryReader):
             owner=task.owner,
             state=task.state,
             attempts=task.attempts,
+            lost=task.lost,
             saved=len(self._open.progress[task.task_id]),
             task_description=task.task_description if handed_over else "",
         )
@@ -295,7 +296,12 @@ class MemoryDatabase(MemoryReader):
             return False, task
         if task.epoch == claim.expected:
             return True, self._change(
-                task, epoch=epoch, region=claim.region, owner="", claimant=claim.claimant
+                task,
+                epoch=epoch,
+                region=claim.region,
+                owner="",
+                claimant=claim.claimant,
+                **self._history(task, lost=claim.lost),
             )
         holds = task.epoch == epoch and task.claimant == claim.claimant
         return holds and task.region == claim.region, task
@@ -311,10 +317,21 @@ class MemoryDatabase(MemoryReader):
                 owner=claim.owner,
                 claimant=claim.claimant,
                 state="running",
-                attempts=task.attempts + 1,
+                **self._history(task, lost=claim.lost),
             )
         holds = task.epoch == epoch and task.claimant == claim.claimant
         return holds and task.owner == claim.owner, task
+
+    def _history(self, task: TaskRow, *, lost: bool) -> dict[str, Any]:
+        """The owners lost in a row without a saved row between: how many, and which."""
+        rows = self._open.progress[task.task_id].values()
+        advanced = any(row.epoch == task.epoch for row in rows)
+        attempts, history = (0, "") if advanced else (task.attempts, task.lost)
+        if lost and task.owner:
+            epoch = task.epoch
+            attempts += 1
+            history += f"{task.owner} at {epoch.global_epoch}.{epoch.regional_epoch}; "
+        return {"attempts": attempts, "lost": history}
 
     def cancel_task(self, task_id: int) -> m.Cancelled:
         """End it as cancelled at the next global epoch, unless it has ended.

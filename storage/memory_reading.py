@@ -93,7 +93,6 @@ class MemoryReader:
                 task.owner,
                 task.agents,
                 task.priority,
-                task.attempts,
             )
             for task in found[:limit]
         ]

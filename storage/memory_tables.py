@@ -30,6 +30,7 @@ class TaskRow(msgspec.Struct, frozen=True, kw_only=True):
     agents: tuple[str, ...] = ()
     priority: int = 0
     attempts: int = 0
+    lost: str = ""
     error: str = ""
     request_doc_id: int
     response_doc_id: int | None = None

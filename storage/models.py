@@ -18,7 +18,7 @@ import peewee
 
 from agentos.core.epoch import EPOCH_MAX
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever a table changes; a file of another version is refused, never guessed at."""
 
 UNFINISHED = "state IN ('accepted', 'running')"
@@ -76,6 +76,7 @@ class Tasks(peewee.Model):
     agents = peewee.TextField(constraints=_default("'[]'"))
     priority = peewee.BigIntegerField(constraints=_default("0"))
     attempts = peewee.BigIntegerField(constraints=_default("0"))
+    lost = peewee.TextField(constraints=_default("''"))
     error = peewee.TextField(constraints=_default("''"))
     request_doc_id = peewee.BigIntegerField(null=True, constraints=_default("NULL"))
     response_doc_id = peewee.BigIntegerField(null=True, constraints=_default("NULL"))

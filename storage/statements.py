@@ -17,6 +17,18 @@ INFO = (
 """What of a task's row a `TaskInfo` is made of, in the order that `reading` expects."""
 
 _SAVED = "(SELECT count(*) FROM Progress WHERE Progress.task_id = Tasks.task_id)"
+_ADVANCED = """EXISTS (SELECT 1 FROM Progress WHERE Progress.task_id = Tasks.task_id
+    AND Progress.global_epoch = Tasks.global_epoch
+    AND Progress.regional_epoch = Tasks.regional_epoch)"""
+"""Whether the owner that a claim replaces has saved anything. SET sees the row as it was before."""
+_HISTORY = """
+    attempts = CASE WHEN {advanced} THEN 0 ELSE attempts END
+        + CASE WHEN ? = 1 AND owner <> '' THEN 1 ELSE 0 END,
+    lost = CASE WHEN {advanced} THEN '' ELSE lost END
+        || CASE WHEN ? = 1 AND owner <> ''
+            THEN owner || ' at ' || global_epoch || '.' || regional_epoch || '; ' ELSE '' END
+"""
+"""How many owners were lost in a row without a saved row between, and which; see `Claim.lost`."""
 
 
 class Statements:
@@ -31,6 +43,8 @@ class Statements:
         parts = {
             "{unfinished}": UNFINISHED,
             "{info}": INFO,
+            "{history}": _HISTORY,
+            "{advanced}": _ADVANCED,
             "{saved}": _SAVED,
             "{lock}": lock,
             "?": parameter,
@@ -63,22 +77,22 @@ class Statements:
             "SELECT global_epoch, regional_epoch, state FROM Tasks WHERE task_id = ?{lock}"
         )
         self.ownership = sql("""
-            SELECT global_epoch, regional_epoch, region, owner, claimant, state, attempts, {saved}
+            SELECT global_epoch, regional_epoch, region, owner, claimant, state, attempts, lost, {saved}
             FROM Tasks WHERE task_id = ?{lock}
         """)
         self.description = sql("SELECT task_description FROM Tasks WHERE task_id = ?")
         self.claim_global = sql("""
             UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = ?,
-                claimant = ?, updated_at = ?
+                claimant = ?, updated_at = ?, {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
-            RETURNING state, attempts, {saved}, ''
+            RETURNING state, attempts, lost, {saved}, ''
         """)
         self.claim_regional = sql("""
             UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = ?,
-                claimant = ?, updated_at = ?, state = 'running', attempts = attempts + 1
+                claimant = ?, updated_at = ?, state = 'running', {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
                 AND region = ? AND region <> ''
-            RETURNING state, attempts, {saved}, task_description
+            RETURNING state, attempts, lost, {saved}, task_description
         """)
         self.save_row = sql("""
             INSERT INTO Progress (task_id, node_id, global_epoch, regional_epoch, result)

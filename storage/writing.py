@@ -259,11 +259,11 @@ class PeeweeDatabase(Reader):
         row = self._row(
             self._sql.claim_regional if regional else self._sql.claim_global,
             (*_digits(epoch), region, owner, claim.claimant, self._clock(),
-             claim.task_id, *_digits(claim.expected), *((region,) if regional else ())),
+             int(claim.lost), int(claim.lost), claim.task_id, *_digits(claim.expected), *((region,) if regional else ())),
         )  # fmt: skip
         if row is None:
             return self._not_claimed(claim, epoch, region, owner)
-        state, attempts, saved, description = row
+        state, attempts, lost, saved, description = row
         return m.Claimed(
             task_id=claim.task_id,
             granted=True,
@@ -272,6 +272,7 @@ class PeeweeDatabase(Reader):
             owner=owner,
             state=state,
             attempts=attempts,
+            lost=lost,
             saved=saved,
             task_description=description,
         )
@@ -281,7 +282,8 @@ class PeeweeDatabase(Reader):
         row = self._row(self._sql.ownership, (claim.task_id,))
         if row is None:
             raise values.not_found(claim.task_id)
-        global_epoch, regional_epoch, row_region, row_owner, claimant, state, attempts, saved = row
+        (global_epoch, regional_epoch, row_region, row_owner, claimant, state,
+         attempts, lost, saved) = row  # fmt: skip
         current = Epoch(global_epoch, regional_epoch)
         mine = (epoch, region, owner, claim.claimant)
         again = mine == (current, row_region, row_owner, claimant) and state not in m.TERMINAL
@@ -296,6 +298,7 @@ class PeeweeDatabase(Reader):
             owner=row_owner,
             state=state,
             attempts=attempts,
+            lost=lost,
             saved=saved,
             task_description=description,
         )

@@ -531,7 +531,7 @@ def test_revoke_and_invoke_again(room: MakeRoom) -> None:
     made.revoke(call())
     made.invoke(call())
     assert [result.value for result in made.results(1)] == ['"second"']
-    made.runner.close(grace_s=5)
+    made.runner.close()
     assert len(made.envelopes) == 1
 
 
@@ -602,38 +602,6 @@ def test_close(room: MakeRoom) -> None:
     made.invoke(call(task_id=2))
     made.revoke(call())
     assert made.envelopes == []
-
-
-def test_close_with_grace(room: MakeRoom) -> None:
-    """With a grace, calls that end in time are answered; new ones are not started."""
-    release = threading.Event()
-    turns = 0
-
-    async def answer(_request: AgentRequest) -> AgentAnswer:
-        nonlocal turns
-        while not release.is_set():
-            turns += 1
-            await asyncio.sleep(0)
-        return AgentAnswer(value=1)
-
-    def wait_for_turns(count: int) -> None:
-        wanted = turns + count
-        deadline = time.monotonic() + 10
-        while turns < wanted and time.monotonic() < deadline:
-            time.sleep(0.001)
-
-    made = room(Made(answer))
-    made.invoke(call(task_id=1))
-    wait_for_turns(1)
-    closing = threading.Thread(target=made.runner.close, args=(20.0,))
-    closing.start()
-    while not made.runner._stop.is_set():
-        time.sleep(0.001)
-    made.invoke(call(task_id=2))
-    wait_for_turns(50)  # the loop has long seen that it is to stop
-    release.set()
-    closing.join(20)
-    assert [result.task_id for result in made.results(1)] == [1]
 
 
 def test_close_with_an_agent_that_fails_to(room: MakeRoom) -> None:

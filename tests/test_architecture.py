@@ -91,7 +91,7 @@ MUTABLE_CALLS = frozenset(
 READ_ONLY = frozenset({"Final", "Mapping", "Sequence", "Set", "ClassVar"})
 LONGEST_FILE = 400
 
-LOCAL_MESSAGES = frozenset({"Tick", "Invoke", "Revoke"})
+LOCAL_MESSAGES = frozenset({"Tick", "Drain", "Invoke", "Revoke"})
 """Messages that never leave their process (agentos/core/routes.py)."""
 
 

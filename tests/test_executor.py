@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -35,7 +36,9 @@ def result(of: m.Call) -> m.CallResult:
 
 def executor(slots: dict[str, int] | None = None, waiting: int = MOST) -> Executor:
     """An executor."""
-    return Executor(ME, m.AGENTS, slots or SLOTS, waiting, "priority")
+    return Executor(
+        ME, m.AGENTS, slots or SLOTS, max_waiting=waiting, max_kept=10_000, policy="priority"
+    )
 
 
 def invoked(sends: list[m.Send]) -> list[m.Call]:
@@ -57,6 +60,15 @@ class Calls(RuleBasedStateMachine):
         self.executor = executor()
         self.running: list[m.Call] = []
         self.waiting: list[m.Call] = []
+        self.kept: dict[tuple[int, str], m.Call] = {}
+
+    def kept_for(self, q: m.Call) -> bool:
+        """Whether the answer to this question is still known here."""
+        before = self.kept.get((q.task_id, q.row))
+        if before is None:
+            return False
+        again = (before.epoch, before.attempt) == (q.epoch, q.attempt)
+        return again or (before.epoch < q.epoch and before.agent == q.agent)
 
     def note(self, sends: list[m.Send]) -> None:
         """Follow what the runner is told; every start and every end must make sense."""
@@ -75,7 +87,7 @@ class Calls(RuleBasedStateMachine):
                 ]
                 self.running.remove(mine)
             else:
-                assert isinstance(q, m.CallRefused)
+                assert isinstance(q, m.CallRefused | m.CallResult)
 
     @rule(q=calls)
     def submit(self, q: m.Call) -> None:
@@ -85,8 +97,13 @@ class Calls(RuleBasedStateMachine):
         self.waiting = [c for c in self.waiting if c not in older]
         sends = self.executor.submit(q)
         refused = [s for s in sends if isinstance(s.message, m.CallRefused)]
+        answers = [s for s in sends if isinstance(s.message, m.CallResult)]
         if known and not older:
             assert sends == []
+        elif self.kept_for(q):
+            (answer,) = [s.message for s in answers if isinstance(s.message, m.CallResult)]
+            assert (answers[0].to, answer.epoch, answer.attempt) == (q.owner, q.epoch, q.attempt)
+            assert not refused
         elif not refused:
             self.waiting.append(q)
         else:
@@ -101,6 +118,8 @@ class Calls(RuleBasedStateMachine):
             self.running.remove(done)
             of, sends = self.executor.finished(result(done))
             assert of == done
+            if done.owner != ME:
+                self.kept[done.task_id, done.row] = done
             self.note(sends)
 
     @rule(q=calls)
@@ -140,6 +159,50 @@ class Calls(RuleBasedStateMachine):
 
 Calls.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestCalls = Calls.TestCase
+
+
+def test_an_answer_is_not_paid_for_twice() -> None:
+    """Who asks again gets the answer again, and so does the next owner, for the same question only."""
+    line = executor()
+    line.submit(call(row="a"))
+    line.finished(result(call(row="a")))
+    for again in (call(row="a"), call(row="a", epoch=2, owner=OWNERS[0])):
+        (send,) = line.submit(again)
+        assert (send.to, getattr(send.message, "value", None)) == (again.owner, "1")
+    assert invoked(line.submit(msgspec.structs.replace(call(row="a", epoch=2), prompt="other")))
+
+
+def test_a_failure_is_not_kept_for_the_next_owner() -> None:
+    """What went wrong for one owner is tried anew for the next."""
+    line = executor()
+    line.submit(call(row="a"))
+    line.finished(msgspec.structs.replace(result(call(row="a")), value=None, error="broke"))
+    assert invoked(line.submit(call(row="a", epoch=2)))
+
+
+def test_kept_answers_are_bounded() -> None:
+    """The oldest answers go when together they take more than `kept_answer_bytes`."""
+    line = executor({"one": 99})
+    for i in range(50):
+        one = call(row=f"a/{i}/s0")
+        line.submit(one)
+        line.finished(result(one))
+    again = [invoked(line.submit(call(row=f"a/{i}/s0"))) for i in range(50)]
+    assert [bool(started) for started in again] == [True] * 41 + [False] * 9
+
+
+def test_a_draining_executor_finishes_what_runs() -> None:
+    """What runs goes on; what waits, and what comes, is refused; an abort ends what runs."""
+    line = executor()
+    line.submit(call(row="a"))
+    line.submit(call(row="b"))
+    (refused,) = line.drain(abort=False)
+    assert getattr(refused.message, "row", "") == "b"
+    assert isinstance(line.submit(call(row="c"))[0].message, m.CallRefused)
+    assert len(line) == 1
+    kinds = [type(send.message) for send in line.drain(abort=True)]
+    assert kinds == [m.Revoke, m.CallRefused]
+    assert not len(line)
 
 
 def test_a_full_line_does_not_block_a_free_agent() -> None:

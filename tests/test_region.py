@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from hypothesis import HealthCheck, given, settings
@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
+from agentos.core.holdings import REMEMBERED
 from agentos.core.limits import Limits
-from agentos.core.region import REMEMBERED, RegionMachine
+from agentos.core.places import REMEMBERED as PLACEMENTS
+from agentos.core.region import RegionMachine
 from tests.clusters import Cluster
 from tests.harness import Reply
 from tests.hostile import changes, from_anybody, known
@@ -275,16 +277,21 @@ def test_what_it_remembers_is_bounded() -> None:
         tell(machine, "gateway/a", m.Stop(task_id=i + 2, epoch=E20))
         one = msgspec.structs.replace(call(), row=f"a/{i}/s0")
         tell(machine, P0, m.Place(call=one, rows=(one.row,)))
-    assert max(sizes(machine).values()) == REMEMBERED
+    held = {**sizes(machine._tasks), **sizes(machine._places)}
+    assert held["_given"] == held["_stops"] == REMEMBERED == PLACEMENTS
 
 
 def test_nothing_of_a_finished_task_is_left() -> None:
     """When its tasks have ended, the region holds none of them."""
     cluster = Cluster(lambda _: Reply("x"), proxies=2)
     cluster.run_for(1.0)
-    bounded = ("_placements", "_stops")
-    empty = {k: n for k, n in sizes(cluster.machine(ME)).items() if k not in bounded}
+
+    def held() -> dict[str, int]:
+        machine = cast("RegionMachine", cluster.machine(ME))
+        return sizes(machine) | {k: n for k, n in sizes(machine._tasks).items() if k != "_stops"}
+
+    empty = held()
     tasks = [cluster.submit(GRAPH) for _ in range(10)]
     cluster.run_until(lambda: cluster.ended(*tasks), 60)
     cluster.run_for(1.0)
-    assert {k: n for k, n in sizes(cluster.machine(ME)).items() if k not in bounded} == empty
+    assert held() == empty

@@ -120,7 +120,8 @@ class TwoDatabases(RuleBasedStateMachine):
 
     def claim(self, data: st.DataObject, **options: Any) -> None:
         task_id, expected = self.pick(data)
-        claim = m.Claim(task_id=task_id, expected=expected, **options)
+        lost = data.draw(st.booleans())
+        claim = m.Claim(task_id=task_id, expected=expected, lost=lost, **options)
         claimed = self.both(lambda db: db.claim(claim))
         if isinstance(claimed, m.Claimed) and claimed.granted:
             assert claimed.epoch > expected

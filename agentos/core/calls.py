@@ -17,7 +17,7 @@ TimerKey = tuple[int, str]
 """A task's id, and a call's row; "" for the task's unconfirmed writes."""
 
 PLACED_SLACK_S = 10.0
-"""Added to twice a call's timeout: how long an answer is waited for before asking after it."""
+"""Added to twice a call's timeout: the longest that passes before an answer is asked after again."""
 
 Tell = Callable[..., list[m.Send]]
 """`TaskRun.event`: what happened, for those who watch."""
@@ -47,6 +47,10 @@ class Flight(msgspec.Struct):
     node: str
     proxy: str = ""
     tried: set[str] = msgspec.field(default_factory=set)
+    placing: bool = False
+    """The region was asked for a place: it may have given the call to a proxy already."""
+    asked: int = 0
+    """How often its answer has been asked after."""
 
     def may_answer(self, proxy: str) -> bool:
         """Whether this proxy has the call. While no place is known (`Placed` may be lost) any may."""
@@ -110,8 +114,14 @@ class Calls:
         """Repeat a call that failed, after a while."""
         attempt = flight.call.attempt
         flight.call = msgspec.structs.replace(flight.call, attempt=attempt + 1)
-        flight.proxy, flight.tried = "", set()
+        flight.proxy, flight.tried, flight.placing, flight.asked = "", set(), False, 0
         self._later(flight.call.row, self._backoff(attempt, retry_after_s), now)
+
+    def drop_unplaced(self) -> None:
+        """Give up those that run nowhere: they wait to be repeated, or for a free place."""
+        for row, flight in list(self._flights.items()):
+            if not (flight.proxy or flight.placing):
+                self.done(row)
 
     def abort(self) -> list[m.Send]:
         """Give all of them up."""
@@ -134,7 +144,7 @@ class Calls:
         if flight is None or not (sender == self._ctx.region or flight.may_answer(sender)):
             return []
         limits = self._ctx.limits
-        flight.proxy = ""
+        flight.proxy, flight.placing = "", False
         delay_s = min(max(answer.retry_after_s, limits.retry_min_s), limits.retry_max_s)
         self._later(answer.row, delay_s, now)
         return []
@@ -160,6 +170,7 @@ class Calls:
             return []
         if not flight.proxy:
             return self._place([row], now)
+        flight.asked += 1
         if flight.proxy == self._ctx.address:
             return [*self._at(flight, flight.proxy, now), m.Send(flight.proxy, flight.call)]
         return self._ask_region([row], now)
@@ -182,15 +193,19 @@ class Calls:
 
     def _ask_region(self, rows: Sequence[str], now: float) -> list[m.Send]:
         for row in rows:
+            self._flights[row].placing = True
             self._later(row, self._ctx.limits.resend_s, now)
         place = m.Place(call=self._flights[rows[0]].call, rows=tuple(rows))
         return [m.Send(self._ctx.region, place)]
 
     def _at(self, flight: Flight, proxy: str, now: float) -> list[m.Send]:
         new = flight.proxy != proxy
-        flight.proxy = proxy
+        flight.proxy, flight.placing = proxy, False
         flight.tried.add(proxy)
-        self._later(flight.call.row, 2 * flight.call.timeout_s + PLACED_SLACK_S, now)
+        limits = self._ctx.limits
+        longest = 2 * flight.call.timeout_s + PLACED_SLACK_S
+        delay_s = min(longest, limits.ask_again_s * 2.0 ** min(flight.asked, 30))
+        self._later(flight.call.row, delay_s, now)
         ask = flight.ask
         return self._tell("call", flight.node, ask.round, ask.slot, proxy) if new else []
 

@@ -27,6 +27,10 @@ class RemoteProtocolError(AgentOSError):
     code = "remote_protocol"
 
 
+class HostilePeerError(RemoteProtocolError):
+    """A peer did what no honest one does by mistake; it is disconnected at once."""
+
+
 class GraphError(AgentOSError):
     """A task description that cannot be run. `where` is the path of the fault, like `nodes.a.rounds`."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
+
+import msgspec
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
@@ -22,11 +25,19 @@ class Executor:
         agents: where the calls are run: the address of the agent runner.
         slots: calls at a time, by agent offered.
         max_waiting: calls that wait; above it they are refused.
+        max_kept: bytes of answers that are kept for owners who ask again.
         policy: the name of a scheduling policy.
     """
 
     def __init__(
-        self, address: str, agents: str, slots: Mapping[str, int], max_waiting: int, policy: str
+        self,
+        address: str,
+        agents: str,
+        slots: Mapping[str, int],
+        *,
+        max_waiting: int,
+        max_kept: int,
+        policy: str,
     ) -> None:
         self._address = address
         self._agents = agents
@@ -35,6 +46,8 @@ class Executor:
         self._waiting: dict[str, Policy[m.Call]] = {name: make_policy(policy) for name in slots}
         self._queued: dict[CallKey, m.Call] = {}
         self._running: dict[CallKey, m.Call] = {}
+        self._kept = Kept(max_kept)
+        self._draining = False
 
     def __len__(self) -> int:
         return len(self._queued) + len(self._running)
@@ -58,6 +71,10 @@ class Executor:
         if known is not None and (known.epoch, known.attempt) >= (call.epoch, call.attempt):
             return []
         out = self._drop(key)
+        if (answer := self._kept.answer(call)) is not None:
+            return [*out, m.Send(call.owner, answer)]
+        if self._draining:
+            return [*out, self._refuse(call, f"{self._address} is stopping")]
         if call.agent not in self._free:
             return [*out, self._refuse(call, f"{self._address} does not offer {call.agent!r}")]
         if not self.has_room(call.agent) and len(self._queued) >= self._max_waiting:
@@ -74,7 +91,19 @@ class Executor:
             return None, []
         del self._running[key]
         self._free[call.agent] += 1
+        if call.owner != self._address:
+            self._kept.keep(call, result)  # on its way to another process it may be lost
         return call, self._fill(call.agent)
+
+    def drain(self, *, abort: bool) -> list[m.Send]:
+        """Start nothing more: what waits, and with `abort` what runs, goes back to its owner."""
+        self._draining = True
+        calls = [*self._queued.values(), *(self._running.values() if abort else ())]
+        out: list[m.Send] = []
+        for call in calls:
+            out += self._drop((call.task_id, call.row))
+            out.append(self._refuse(call, f"{self._address} is stopping"))
+        return out
 
     def abort(self, task_id: int, below: Epoch, row: str = "", owner: str = "") -> list[m.Send]:
         """Drop the calls of a task under epochs older than `below`, waiting or running.
@@ -141,6 +170,55 @@ class Executor:
             retry_after_s=QUEUE_RETRY_S,
         )
         return m.Send(call.owner, refused)
+
+
+class Kept:
+    """The last answers, so that one that was lost on its way need not be paid for again.
+
+    Args:
+        most: bytes that they may take together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._answers: OrderedDict[CallKey, tuple[m.Call, m.CallResult]] = OrderedDict()
+
+    def keep(self, call: m.Call, result: m.CallResult) -> None:
+        """Remember an answer, and forget the oldest ones if they become too much."""
+        self._forget((call.task_id, call.row))
+        self._answers[call.task_id, call.row] = (call, result)
+        self._size += _size(call, result)
+        while self._size > self._most:
+            self._forget(next(iter(self._answers)))
+
+    def answer(self, call: m.Call) -> m.CallResult | None:
+        """The answer to this very attempt; or a usable one to the same question of an owner before.
+
+        An owner that died before it could save an answer leaves it to the next one.
+        """
+        before, result = self._answers.get((call.task_id, call.row), (None, None))
+        if before is None or result is None:
+            return None
+        if (before.epoch, before.attempt) == (call.epoch, call.attempt):
+            return result
+        same = (before.agent, before.prompt, before.schema) == (
+            call.agent,
+            call.prompt,
+            call.schema,
+        )
+        if before.epoch < call.epoch and same and result.value is not None:
+            return msgspec.structs.replace(result, epoch=call.epoch, attempt=call.attempt)
+        return None
+
+    def _forget(self, key: CallKey) -> None:
+        if (kept := self._answers.pop(key, None)) is not None:
+            self._size -= _size(*kept)
+
+
+def _size(call: m.Call, result: m.CallResult) -> int:
+    """About what it takes in memory: the texts, and a fixed part for all the rest."""
+    return len(call.prompt) + len(call.schema or "") + len(result.value or result.error) + 1_000
 
 
 def _name(key: CallKey) -> str:

@@ -36,6 +36,7 @@ class Waiting(msgspec.Struct):
     notify: bool = False
     agents: tuple[str, ...] = ()
     watch: m.Watch | None = None
+    weight: int = 0
 
 
 class GatewayMachine:
@@ -60,11 +61,13 @@ class GatewayMachine:
         self._limits = limits
         self._placement = Placement(self.address, limits, balancer or LeastLoaded())
         self._waiting: dict[str, Waiting] = {}
+        self._pending: Counter[str] = Counter()
         self._watchers: dict[int, dict[str, bool]] = {}
         self._watching = 0
         self._incarnation = incarnation
         self._refs = 0
         self._settled = False
+        self._draining = False
         self.counters: Counter[str] = Counter()
         self._timers: Timers[str] = Timers()
         for key in (SWEEP, LOOK):
@@ -80,12 +83,14 @@ class GatewayMachine:
             m.Refused: self._refused,
             m.GetCluster: self._get_cluster,
             m.RegionBeat: self._beat,
+            m.Heard: lambda q, _e, now: self._placement.heard(q, now),
             m.Claimed: lambda q, _e, _now: self._placement.claimed(q),
             m.Declined: self._declined,
             m.Started: self._started,
             m.Ended: self._ended,
             m.TasksFound: lambda q, _e, now: self._placement.found(q, now),
             m.TaskCounts: lambda q, _e, now: self._placement.counted(q, now),
+            m.Drain: lambda _q, _e, _now: self._drain(),
             m.Tick: lambda _q, _e, now: self._tick(now),
         }
 
@@ -128,7 +133,19 @@ class GatewayMachine:
             why = self._placement.why_waiting(agents)
             raise AgentNotOffered(f"{why}; submit without require_agents to wait for one")
 
+    def _drain(self) -> list[m.Send]:
+        """Accept nothing more; what waits for its commit is still answered."""
+        self._draining = True
+        return []
+
+    @property
+    def drained(self) -> bool:
+        """Whether nobody waits for an answer, after a `Drain`."""
+        return self._draining and not any(waiting.client for waiting in self._waiting.values())
+
     def _admit(self) -> None:
+        if self._draining:
+            raise Overloaded(f"{self.address} is stopping", self._limits.reconnect_max_s)
         unfinished = self._placement.unfinished
         if unfinished >= self._limits.max_unfinished:
             raise Overloaded(f"{unfinished} tasks are unfinished", self._limits.sweep_s)
@@ -224,6 +241,7 @@ class GatewayMachine:
                 tasks=peer.beat.tasks,
                 capacity=peer.beat.capacity,
                 proxies=peer.beat.proxies,
+                counters=peer.beat.counters,
             )
             for address, peer in self._placement.regions.items()
         )
@@ -242,6 +260,12 @@ class GatewayMachine:
         if len(self._waiting) >= self._limits.max_pending_submits:
             error = Overloaded(f"{len(self._waiting)} requests wait for the database")
             return self._refuse(waiting.client, waiting.ref, error) if waiting.client else []
+        client, waiting.weight = waiting.client, m.weight(question)
+        held = self._pending.get(client, 0)
+        if client and held and held + waiting.weight > self._limits.peer_bytes:
+            error = Overloaded(f"{held} bytes of {client!r} wait for the database")
+            return self._refuse(client, waiting.ref, error)
+        self._pending[client] += waiting.weight
         self._refs += 1
         ref = f"{self._incarnation}.{self._refs}"
         self._waiting[ref] = waiting
@@ -252,6 +276,9 @@ class GatewayMachine:
         waiting = self._waiting.pop(ref, None)
         if waiting is not None:
             self._timers.cancel(ref)
+            self._pending[waiting.client] -= waiting.weight
+            if not self._pending[waiting.client]:
+                del self._pending[waiting.client]
         return waiting
 
     # -- watchers --------------------------------------------------------------------------------
@@ -299,8 +326,8 @@ class GatewayMachine:
     # -- regions ---------------------------------------------------------------------------------
 
     def _beat(self, q: m.RegionBeat, e: m.Envelope, now: float) -> list[m.Send]:
-        self._placement.regions.heard(e.sender, q, now)
-        return self._placement.pull(now)
+        heard = m.Heard(region=e.sender, beat=q)
+        return [m.Send(m.STORE, heard), *self._placement.heard(heard, now)]
 
     def _declined(self, q: m.Declined, e: m.Envelope, now: float) -> list[m.Send]:
         self.counters["declined"] += 1
@@ -332,10 +359,10 @@ class GatewayMachine:
                 limits, settled = self._limits, self._settled
                 wait_s = limits.sweep_s if settled else limits.suspicion_s + limits.reconnect_max_s
                 self._timers.set(SWEEP, now + wait_s)
-                out += self._sweep(now) if settled else []
+                out += self._sweep(now) if settled else [m.Send(m.STORE, m.Heard())]
                 self._settled = True
             else:
-                self._waiting.pop(key, None)
+                self._answered(key)
         return out
 
     def _sweep(self, now: float) -> list[m.Send]:

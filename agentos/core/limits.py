@@ -55,6 +55,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Protocol errors after which a child is disconnected."""
     max_children: int = 4_096
     """Connections to one listener."""
+    peer_bytes: int = 64 * 1024 * 1024
+    """What one peer may have waiting in one place: in a mailbox, for the database's answer, or of
+    what it does not read. A message counts as its size and 8 KiB (`messages.weight`), so that it is
+    a bound on small ones too; one alone is always let in."""
 
     # -- actors ----------------------------------------------------------------------------------
     mailbox: int = 100_000
@@ -77,6 +81,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Calls of one task that are on their way at once: a wide graph goes through in slices."""
     waiting_calls: int = 1_024
     """Calls that wait for a free slot in one proxy."""
+    kept_answer_bytes: int = 16 * 1024 * 1024
+    """Answers that a proxy keeps for owners who ask again: a lost message is not paid for twice."""
+    ask_again_s: float = 5.0
+    """How long an owner waits before it asks after a call; doubled each time."""
+    max_attempts: int = 5
+    """Owners that may be lost in a row over one task, with nothing saved between, before it fails."""
 
     # -- tasks -----------------------------------------------------------------------------------
     max_description_bytes: int = MAX_DESCRIPTION_BYTES
@@ -117,6 +127,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             faults.append("limits.reconnect_max_s must not be less than limits.reconnect_min_s")
         if self.retry_max_s < self.retry_min_s:
             faults.append("limits.retry_max_s must not be less than limits.retry_min_s")
+        if self.peer_bytes < self.max_frame_bytes:
+            faults.append("limits.peer_bytes must not be less than limits.max_frame_bytes")
         if self.max_depth > 254:
             faults.append(
                 "limits.max_depth must be at most 254: deeper JSON cannot be written back"

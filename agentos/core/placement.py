@@ -48,6 +48,8 @@ class Placement:
         self._by_region: dict[str, int] = {}
         self._backlog: dict[Agents, int] = {}
         self._finding: set[Agents] = set()
+        self._counted_at: float | None = None
+        self._judge_from = 0.0
 
     @property
     def unfinished(self) -> int:
@@ -60,6 +62,13 @@ class Placement:
         return sum(self._backlog.values())
 
     # -- regions -------------------------------------------------------------------------------
+
+    def heard(self, q: m.Heard, now: float) -> list[m.Send]:
+        """A region's heartbeat, from itself or by way of the gateway that it dials."""
+        if q.beat is None:
+            return []
+        self.regions.heard(q.region, q.beat, now)
+        return self.pull(now)
 
     def capable(self, agents: Collection[str], *, full: bool = False) -> dict[str, float]:
         """Living regions that offer these agents, with their loads; those with room, or all."""
@@ -115,8 +124,17 @@ class Placement:
 
     # -- claims --------------------------------------------------------------------------------
 
-    def place(self, task: m.TaskBrief, now: float, exclude: str = "") -> list[m.Send]:
-        """Claim an unfinished task for a region that can run it; for nobody, if none can."""
+    def place(
+        self, task: m.TaskBrief, now: float, exclude: str = "", *, lost: bool = False
+    ) -> list[m.Send]:
+        """Claim an unfinished task for a region that can run it; for nobody, if none can.
+
+        Args:
+            task: which, as its row was last seen.
+            now: the time.
+            exclude: a region that will not do.
+            lost: whether its owner is taken for dead.
+        """
         if task.task_id in self._placing:
             return []
         loads = self.capable(task.agents)
@@ -130,6 +148,7 @@ class Placement:
             scope="global",
             claimant=self._claimant,
             region=region,
+            lost=lost,
         )
         self._placing[task.task_id] = Placing(claim, task.agents, now + self._limits.resend_s)
         return [m.Send(m.STORE, claim)]
@@ -155,8 +174,8 @@ class Placement:
 
     def declined(self, q: m.Declined, region: str, now: float) -> list[m.Send]:
         """A region handed a task back: another one, or the backlog."""
-        brief = m.TaskBrief(q.task_id, q.epoch, region, "", q.agents, 0, 0)
-        return self.place(brief, now, exclude=region)
+        brief = m.TaskBrief(q.task_id, q.epoch, region, "", q.agents, 0)
+        return self.place(brief, now, exclude=region, lost=q.lost)
 
     def repeat(self, now: float) -> list[m.Send]:
         """Claims whose answers have been missing for too long, again."""
@@ -199,14 +218,21 @@ class Placement:
         elif self.regions.alive(q.region):
             return []  # it came back before we acted
         for task in q.tasks:
-            out += self.place(task, now, exclude=q.region)
+            out += self.place(task, now, exclude=q.region, lost=bool(q.region))
         if q.region and len(q.tasks) == PAGE:
             last = max(task.task_id for task in q.tasks)
             out.append(m.Send(m.STORE, m.FindTasks(region=q.region, after=last, limit=PAGE)))
         return out
 
     def counted(self, q: m.TaskCounts, now: float) -> list[m.Send]:
-        """The truth about what is unfinished; the tasks of regions that are gone are taken back."""
+        """The truth about what is unfinished; the tasks of regions that are gone are taken back.
+
+        After the store was silent nobody is judged for a while: the regions of other gateways are
+        heard by way of it.
+        """
+        if self._counted_at is not None and now - self._counted_at > 2 * self._limits.sweep_s:
+            self._judge_from = now + self._limits.suspicion_s
+        self._counted_at = now
         self._backlog = {c.agents: c.count for c in q.counts if not c.region}
         self._finding.clear()
         self._by_region = {}
@@ -215,6 +241,8 @@ class Placement:
                 known = self._by_region.get(count.region, 0)
                 self._by_region[count.region] = known + count.count
         dead = [region for region in self._by_region if not self.regions.alive(region)]
+        if now < self._judge_from:
+            return self.pull(now)
         find = [m.Send(m.STORE, m.FindTasks(region=region, after=0, limit=PAGE)) for region in dead]
         return [*self.pull(now), *find]
 

@@ -34,6 +34,11 @@ class Machine(Protocol):
         """When a `Tick` is wanted, on the same clock; `None` for never."""
         ...
 
+    @property
+    def drained(self) -> bool:
+        """Whether it was told to `Drain`, and has nothing left to hand back."""
+        ...
+
 
 # -- transports -----------------------------------------------------------------------------------
 
@@ -249,7 +254,10 @@ class Database(Protocol):
         """Compare-and-set the task's epoch. Granted again to the same claimant of the same claim.
 
         A regional claim also needs the row's region to be the claimant, sets the state to
-        `running`, and adds one to `attempts`.
+        `running`.
+
+        `attempts` counts the owners that were lost (`claim.lost`, with an owner in the row) in a
+        row without a saved row between; `lost` names them.
         """
         ...
 

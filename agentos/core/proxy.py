@@ -14,28 +14,13 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError, TaskNotFound
 from agentos.core.executor import Executor
 from agentos.core.graph import parse_graph
-from agentos.core.jsontext import dump
 from agentos.core.limits import Limits
-from agentos.core.rows import plain
+from agentos.core.loading import Loading, fail_poisonous, fail_unrun
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 
 BEAT: TimerKey = (0, "beat")
 LOAD = "load"
-
-
-class Loading(msgspec.Struct):
-    """A task whose saved rows are being read, page by page, before its walk begins."""
-
-    run: m.Run
-    rows: list[m.SavedRow]
-    watchers: dict[str, bool]
-
-    @property
-    def ref(self) -> str:
-        """Tells the pages that this claim asked for from those of a claim before it."""
-        epoch = self.run.epoch
-        return f"{self.run.task_id}.{epoch.global_epoch}.{epoch.regional_epoch}"
 
 
 class ProxyMachine:
@@ -71,7 +56,17 @@ class ProxyMachine:
         self._loading: dict[int, Loading] = {}
         self._timers: Timers[TimerKey] = Timers()
         self._timers.set(BEAT, 0.0)
-        self._executor = Executor(address, agents, offers, limits.waiting_calls, policy)
+        self._executor = Executor(
+            address,
+            agents,
+            offers,
+            max_waiting=limits.waiting_calls,
+            max_kept=limits.kept_answer_bytes,
+            policy=policy,
+        )
+        self._seen_at: float | None = None
+        self._yielding: set[int] = set()
+        self._draining = False
         self._context = Context(
             address=address,
             region=self._region,
@@ -86,6 +81,8 @@ class ProxyMachine:
             m.Refused: self._refused,
             m.Recorded: self._recorded,
             m.Stop: self._stop,
+            m.Yield: self._yield,
+            m.Drain: lambda q, _e, _now: self._drain(q),
             m.Watch: self._watch,
             m.Unwatch: self._unwatch,
             m.Call: self._call,
@@ -103,7 +100,7 @@ class ProxyMachine:
         """Take one message; calls between owner and executor of this same proxy stay inside."""
         if not self._may(envelope):
             return []
-        out: list[m.Send] = []
+        out = self._check_claims(now)
         inbox = deque([envelope])
         while inbox:
             one = inbox.popleft()
@@ -113,7 +110,7 @@ class ProxyMachine:
                     inbox.append(m.Envelope(self.address, self.address, send.message, send.ref))
                 else:
                     out.append(send)
-        return out
+        return out + self._hand_back() if self._yielding else out
 
     def next_deadline(self) -> float | None:
         """The next heartbeat, or whatever is due before."""
@@ -141,10 +138,14 @@ class ProxyMachine:
         held = self._held(run.task_id)
         if held is not None and held >= run.epoch:
             return [self._started(run)] if held == run.epoch else []
+        if self._draining:
+            return [self._dropped(run.task_id, run.epoch, f"{self.address} is stopping")]
         watchers = self._watchers(run.task_id)
         out = self._give_up(run.task_id)
         if len(self._runs) + len(self._loading) >= self._limits.tasks_per_proxy:
             return [*out, self._dropped(run.task_id, run.epoch, "no room")]
+        if run.attempts >= self._limits.max_attempts:
+            return [*out, fail_poisonous(run)]
         self._loading[run.task_id] = Loading(run, [], watchers)
         out.append(self._started(run))
         return out + (self._load(run.task_id, now) if run.saved else self._begin(run.task_id, now))
@@ -181,22 +182,16 @@ class ProxyMachine:
             graph = parse_graph(run.task_description, self._limits)
             task = TaskRun(run, graph, loading.rows, self._context)
         except (GraphError, msgspec.ValidationError, ValueError) as error:
-            return [self._unreadable(run, error)]
+            # The gateway accepted it, so somebody has changed it in the database since.
+            return [fail_unrun(run, f"the stored task cannot be read: {error}")]
         task.watchers = loading.watchers
         self._runs[task_id] = task
         return task.begin(now)
 
-    def _unreadable(self, run: m.Run, error: Exception) -> m.Send:
-        """The gateway accepted it, so somebody has changed it in the database since: it fails."""
-        reason = plain(f"the stored task cannot be read: {error}")
-        response = dump({"task_id": run.task_id, "state": "failed", "error": {"reason": reason}})
-        end = m.End("failed", response, reason)
-        return m.Send(m.STORE, m.Record(task_id=run.task_id, epoch=run.epoch, end=end))
-
     def _recorded(self, answer: m.Recorded, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         task = self._run_of(answer)
         if task is None:
-            return []
+            return self._ended_unrun(answer)
         if answer.outcome == "stale":
             # Stale means stop: a newer owner exists, or the task has ended without us.
             reason = f"refused: the task is at {answer.current}, {answer.state}"
@@ -207,11 +202,41 @@ class ProxyMachine:
             del self._runs[answer.task_id]
         return out
 
+    def _ended_unrun(self, answer: m.Recorded) -> list[m.Send]:
+        """The end of a task that was not begun, or one that we have told of already."""
+        if not answer.ended or self._held(answer.task_id) is not None:
+            return []
+        ended = m.Ended(task_id=answer.task_id, epoch=answer.epoch, state=answer.state, response="")
+        return [m.Send(self._region, ended)]
+
     def _stop(self, stop: m.Stop, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         out = self._executor.abort(stop.task_id, stop.epoch)
         held = self._held(stop.task_id)
         if held is not None and held < stop.epoch:
             out += self._give_up(stop.task_id)
+        return out
+
+    def _yield(self, q: m.Yield, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        return self._let_go(q.task_id) if self._held(q.task_id) == q.epoch else []
+
+    def _let_go(self, task_id: int) -> list[m.Send]:
+        """Hand a task back: at once if it was not begun, or when its calls in flight are saved."""
+        if task_id in self._loading:
+            epoch = self._loading[task_id].run.epoch
+            return [*self._give_up(task_id), self._dropped(task_id, epoch, "handed back")]
+        self._runs[task_id].give_back()
+        self._yielding.add(task_id)
+        return []
+
+    def _hand_back(self) -> list[m.Send]:
+        out: list[m.Send] = []
+        for task_id in sorted(self._yielding):
+            task = self._runs.get(task_id)
+            if task is None:
+                self._yielding.discard(task_id)
+            elif task.given_back:
+                self._yielding.discard(task_id)
+                out += [*self._give_up(task_id), self._dropped(task_id, task.epoch, "handed back")]
         return out
 
     def _give_up(self, task_id: int) -> list[m.Send]:
@@ -261,10 +286,10 @@ class ProxyMachine:
                 return []
         return self._executor.submit(q)
 
-    def _result(self, result: m.CallResult, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+    def _result(self, result: m.CallResult, e: m.Envelope, now: float) -> list[m.Send]:
         """From the runner: free the slot and tell the owner. From an executor: go on with it."""
         out: list[m.Send] = []
-        if result.proxy == self.address:
+        if m.role_of(e.sender) == "agents":
             call, out = self._executor.finished(result)
             if call is None:
                 return []  # it was revoked; its slot is free already
@@ -299,7 +324,32 @@ class ProxyMachine:
             out += task.calls.peer_down(down.proxy, now)
         return out
 
+    # -- the end -----------------------------------------------------------------------------------
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is held and nothing runs, after a `Drain`."""
+        return self._draining and not (self._runs or self._loading or len(self._executor))
+
+    def _drain(self, q: m.Drain) -> list[m.Send]:
+        """Take nothing more, and hand back what is held; with `abort` whatever is in flight."""
+        self._draining = True
+        out = [m.Send(self._region, self._beat()), *self._executor.drain(abort=q.abort)]
+        for task_id in [*self._loading, *self._runs]:
+            out += self._let_go(task_id)
+        if q.abort:
+            for task_id, task in list(self._runs.items()):
+                out += [*self._give_up(task_id), self._dropped(task_id, task.epoch, "aborted")]
+        return out
+
     # -- time ------------------------------------------------------------------------------------
+
+    def _check_claims(self, now: float) -> list[m.Send]:
+        """If our loop stood still for longer than a lease, others may have our tasks by now."""
+        before, self._seen_at = self._seen_at, now
+        if before is None or now - before <= self._limits.suspicion_s:
+            return []
+        return [send for task in self._runs.values() for send in task.doubt(now)]
 
     def _tick(self, now: float) -> list[m.Send]:
         out: list[m.Send] = []
@@ -320,7 +370,7 @@ class ProxyMachine:
         return m.ProxyBeat(
             incarnation=self._incarnation,
             calls=len(self._executor),
-            capacity=self._limits.tasks_per_proxy,
-            offers=self._offers,
+            capacity=0 if self._draining else self._limits.tasks_per_proxy,
+            offers=() if self._draining else self._offers,
             claims=tuple(loading + running),
         )

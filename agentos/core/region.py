@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Collection
 from typing import Any
-
-import msgspec
 
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
 from agentos.core.epoch import Epoch
 from agentos.core.fleet import Fleet
+from agentos.core.holdings import Holding, Holdings, Sweep
 from agentos.core.limits import Limits
+from agentos.core.places import Places
 from agentos.core.timers import Timers
 
 BEAT, SWEEP, LOOK = (0, "beat"), (0, "sweep"), (0, "look")
 CLAIM = "claim"
-REMEMBERED = 8_192
-"""Placements that are remembered, so that one that is asked for again goes to the same proxy; and
-stops, so that a call that was on its way meets them."""
-
-
-class Holding(msgspec.Struct):
-    """A task of this region. `claim` is the one that is under way, or the last that was granted."""
-
-    epoch: Epoch
-    agents: tuple[str, ...]
-    owner: str = ""
-    claim: m.Claim | None = None
-    claiming: bool = False
-    since: float = 0.0
+PAGE = 1_000
 
 
 class RegionMachine:
@@ -56,24 +42,24 @@ class RegionMachine:
         self._incarnation = incarnation
         self._balancer = balancer or LeastLoaded()
         self._proxies = Fleet(limits.suspicion_s)
-        self._tasks: dict[int, Holding] = {}
-        self._owned: dict[str, int] = {}
-        self._placements: OrderedDict[tuple[int, Epoch, str, int], str] = OrderedDict()
-        self._stops: OrderedDict[int, Epoch] = OrderedDict()
+        self._places = Places(address, self._proxies, self._balancer, limits.heartbeat_s)
+        self._tasks = Holdings()
         self._timers: Timers[tuple[int, str]] = Timers()
         for key in (BEAT, SWEEP, LOOK):
             self._timers.set(key, 0.0)
         self._settled = False
+        self._draining = False
+        self._sweep = Sweep()
         self._handlers: dict[type, Callable[[Any, str, float], list[m.Send]]] = {
             m.Assign: self._assign,
             m.Claimed: self._claimed,
-            m.TasksFound: self._found,
             m.Stop: self._stop,
             m.ProxyBeat: self._beat,
             m.Started: self._started,
             m.Ended: self._ended,
             m.Dropped: self._dropped,
             m.Place: self._place,
+            m.Drain: lambda q, _s, _now: self._drain(q),
             m.Tick: lambda _q, _s, now: self._tick(now),
         }
 
@@ -84,8 +70,9 @@ class RegionMachine:
         stranger = role == "proxy" and m.region_of(sender) != self.address
         if stranger or (role == "region" and sender != self.address):
             return []
-        if isinstance(envelope.message, m.TasksFound) and envelope.ref != self._incarnation:
-            return []  # asked for by the region that was here before; we listen first
+        if isinstance(envelope.message, m.TasksFound):
+            # What the region asked for that was here before us is not ours to act upon.
+            return self._found(envelope.message, now) if envelope.ref == self._sweep.ref else []
         handler = self._handlers.get(type(envelope.message))
         return handler(envelope.message, sender, now) if handler else []
 
@@ -100,22 +87,24 @@ class RegionMachine:
         if held is not None and (held.epoch.global_epoch >= q.epoch.global_epoch):
             return []
         self._forget(q.task_id)
-        self._tasks[q.task_id] = Holding(q.epoch, q.agents)
+        self._tasks.put(q.task_id, Holding(q.epoch, q.agents, since=now))
         return self._claim_for(q.task_id, now)
 
-    def _claim_for(self, task_id: int, now: float, avoid: Collection[str] = ()) -> list[m.Send]:
+    def _claim_for(
+        self, task_id: int, now: float, avoid: Collection[str] = (), *, lost: bool = False
+    ) -> list[m.Send]:
         """Claim a task for the least loaded proxy that has room, or hand it back."""
         task = self._tasks[task_id]
+        if self._draining:
+            return self._decline(task_id, f"{self.address} is stopping", lost=lost)
         missing = set(task.agents) - self._proxies.agents()
-        owner = None if missing else self._balancer.choose(self._proxies.room(self._owned), avoid)
+        owner = (
+            None if missing else self._balancer.choose(self._proxies.room(self._tasks.owned), avoid)
+        )
         if owner is None:
-            self._forget(task_id)
             reason = f"no live proxy offers {sorted(missing)}" if missing else "no room"
-            declined = m.Declined(
-                task_id=task_id, epoch=task.epoch, agents=task.agents, reason=reason
-            )
-            return [m.Send(m.GATEWAY, declined)]
-        self._own(task, owner)
+            return self._decline(task_id, reason, lost=lost)
+        self._tasks.own(task, owner)
         task.claim = m.Claim(
             task_id=task_id,
             expected=task.epoch,
@@ -123,8 +112,18 @@ class RegionMachine:
             claimant=self.address,
             region=self.address,
             owner=owner,
+            lost=lost,
         )
         return self._send_claim(task_id, now)
+
+    def _decline(self, task_id: int, reason: str, *, lost: bool = False) -> list[m.Send]:
+        """Hand a task back to the gateway."""
+        task = self._tasks[task_id]
+        self._forget(task_id)
+        declined = m.Declined(
+            task_id=task_id, epoch=task.epoch, agents=task.agents, reason=reason, lost=lost
+        )
+        return [m.Send(m.GATEWAY, declined)]
 
     def _send_claim(self, task_id: int, now: float) -> list[m.Send]:
         task = self._tasks[task_id]
@@ -144,14 +143,15 @@ class RegionMachine:
         if not q.granted:
             return self._lost(q, task)
         task.epoch, task.since = q.epoch, now
-        if not self._proxies.alive(q.owner):
-            return self._claim_for(q.task_id, now, (q.owner,))
+        if self._draining or not self._proxies.alive(q.owner):
+            return self._claim_for(q.task_id, now, (q.owner,))  # it was never told to run it
         run = m.Run(
             task_id=q.task_id,
             epoch=q.epoch,
             task_description=q.task_description,
             saved=q.saved,
             attempts=q.attempts,
+            lost=q.lost,
         )
         return [m.Send(q.owner, run)]
 
@@ -181,12 +181,15 @@ class RegionMachine:
     def _dropped(self, q: m.Dropped, sender: str, now: float) -> list[m.Send]:
         """The owner holds it no more: another one, unless the store says that it is not ours.
 
-        Not at once: proxies that are full, and a region that does not know it yet, would hand the
-        task round as fast as messages go.
+        Not at once, unless the owner is stopping: proxies that are full, and a region that does
+        not know it yet, would hand the task round as fast as messages go.
         """
         task = self._tasks.get(q.task_id)
         if task is None or task.epoch != q.epoch or task.owner != sender or task.claiming:
             return []
+        peer = self._proxies.get(sender)
+        if self._draining or (peer is not None and not peer.beat.capacity):
+            return self._claim_for(q.task_id, now, (sender,))
         self._timers.set((q.task_id, CLAIM), now + self._limits.resend_s)
         return []
 
@@ -204,31 +207,13 @@ class RegionMachine:
 
     def _spread(self, task_id: int, epoch: Epoch) -> list[m.Send]:
         """Whatever runs here for this task under an older epoch stops, and so does what comes."""
-        self._stops[task_id] = max(epoch, self._stops.pop(task_id, epoch))
-        if len(self._stops) > REMEMBERED:
-            self._stops.popitem(last=False)
+        self._tasks.stopped(task_id, epoch)
         stop = m.Stop(task_id=task_id, epoch=epoch)
         return [m.Send(proxy, stop) for proxy, _ in self._proxies.living()]
 
-    def _newest(self, task_id: int) -> Epoch:
-        """The newest epoch that we know of this task."""
-        task, stopped = self._tasks.get(task_id), self._stops.get(task_id, Epoch())
-        return stopped if task is None else max(stopped, task.epoch)
-
-    def _own(self, task: Holding, owner: str) -> None:
-        if task.owner:
-            self._owned[task.owner] -= 1
-            if not self._owned[task.owner]:
-                del self._owned[task.owner]
-        task.owner = owner
-        if owner:
-            self._owned[owner] = self._owned.get(owner, 0) + 1
-
     def _forget(self, task_id: int) -> None:
-        task = self._tasks.pop(task_id, None)
-        if task is not None:
-            self._own(task, "")
-            self._timers.cancel((task_id, CLAIM))
+        self._tasks.forget(task_id)
+        self._timers.cancel((task_id, CLAIM))
 
     # -- proxies ---------------------------------------------------------------------------------
 
@@ -241,12 +226,12 @@ class RegionMachine:
         out = self._bury(sender, now) if restarted else []
         held = {claim.task_id: claim.epoch for claim in q.claims}
         for task_id, epoch in held.items():
-            newest = self._newest(task_id)
+            newest = self._tasks.newest(task_id)
             if newest > epoch:
                 out.append(m.Send(sender, m.Stop(task_id=task_id, epoch=newest)))
-        for task_id, task in list(self._tasks.items()) if self._owned.get(sender) else []:
+        for task_id, task in self._tasks.of(sender):
             quiet = not task.claiming and now - task.since > self._limits.resend_s
-            if task.owner != sender or not quiet or held.get(task_id) == task.epoch:
+            if not quiet or held.get(task_id) == task.epoch:
                 continue
             # It never heard of the task, or has ended it: the claim's answer says which.
             out += self._send_claim(task_id, now) if task.claim else self._claim_for(task_id, now)
@@ -259,54 +244,20 @@ class RegionMachine:
             for other, _ in self._proxies.living()
             if other != proxy
         ]
-        for task_id, task in list(self._tasks.items()):
-            if task.owner != proxy or task.claiming:
+        for task_id, task in self._tasks.of(proxy):
+            if task.claiming:
                 continue  # a claim under way looks at its owner again when it is answered
-            out += self._claim_for(task_id, now, (proxy,))
+            out += self._claim_for(task_id, now, (proxy,), lost=True)
         return out
 
     def _place(self, q: m.Place, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
-        """Give each call of one round to a proxy of its own, as far as there are enough."""
-        call, out = q.call, []
+        call = q.call
         if call.owner != sender:
             return []
-        newest = self._newest(call.task_id)
+        newest = self._tasks.newest(call.task_id)
         if newest > call.epoch:
             return [m.Send(sender, m.Stop(task_id=call.task_id, epoch=newest))]
-        loads = self._proxies.loads(call.agent)
-        used: set[str] = set()
-        for row in q.rows:
-            key = (call.task_id, call.epoch, row, call.attempt)
-            proxy = self._placements.get(key)
-            if proxy is None or proxy not in loads:
-                proxy = self._balancer.choose(loads, used if len(used) < len(loads) else ())
-            if proxy is None:
-                out.append(self._no_place(call, row))
-                continue
-            used.add(proxy)
-            self._proxies.give(proxy)
-            loads = self._proxies.loads(call.agent)
-            self._placements[key] = proxy
-            one = call if row == call.row else msgspec.structs.replace(call, row=row)
-            out.append(m.Send(proxy, one))
-            placed = m.Placed(
-                task_id=call.task_id, epoch=call.epoch, row=row, attempt=call.attempt, proxy=proxy
-            )
-            out.append(m.Send(sender, placed))
-        while len(self._placements) > REMEMBERED:
-            self._placements.popitem(last=False)
-        return out
-
-    def _no_place(self, call: m.Call, row: str) -> m.Send:
-        refused = m.CallRefused(
-            task_id=call.task_id,
-            epoch=call.epoch,
-            row=row,
-            attempt=call.attempt,
-            reason=f"no live proxy of {self.address} offers {call.agent!r}",
-            retry_after_s=self._limits.heartbeat_s,
-        )
-        return m.Send(call.owner, refused)
+        return self._places.place(q)
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -329,44 +280,91 @@ class RegionMachine:
                     self._timers.set(SWEEP, now + wait_s)
                     continue
                 self._timers.set(SWEEP, now + self._limits.sweep_s)
-                find = m.FindTasks(region=self.address, after=0, limit=1000)
-                out.append(m.Send(m.STORE, find, self._incarnation))
+                if not self._sweep.under_way(now, self._limits.resend_s):
+                    self._sweep = self._sweep.next(self._incarnation, now)
+                    out += self._find(0)
             elif key[0] in self._tasks:
                 out += self._claim_again(key[0], now)
         return out
 
-    def _found(self, q: m.TasksFound, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
-        """The database's view of this region: adopt what we do not know, repair what we lost."""
+    # -- the database's view -----------------------------------------------------------------------
+
+    def _find(self, after: int) -> list[m.Send]:
+        find = m.FindTasks(region=self.address, after=after, limit=PAGE)
+        return [m.Send(m.STORE, find, self._sweep.ref)]
+
+    def _found(self, q: m.TasksFound, now: float) -> list[m.Send]:
+        """Adopt what we do not know, repair what we lost, and stop what is not ours any more."""
         out: list[m.Send] = []
         if q.region != self.address:
             return out
+        self._sweep.heard = now
         for row in q.tasks:
-            task = self._tasks.get(row.task_id)
-            if task is not None and task.epoch >= row.epoch:
-                continue
-            if task is not None and task.claiming:
-                continue  # our own claim, committed but not yet answered
-            self._forget(row.task_id)
-            self._tasks[row.task_id] = task = Holding(row.epoch, row.agents)
-            peer = self._proxies.get(row.owner) if row.owner else None
-            if peer is not None and not peer.suspected:
-                held = m.Held(row.task_id, row.epoch)
-                if held in peer.beat.claims:
-                    self._own(task, row.owner)
-                    continue
-            out += self._claim_for(row.task_id, now)
-        if len(q.tasks) == 1000:
-            find = m.FindTasks(region=self.address, after=q.tasks[-1].task_id, limit=1000)
-            out.append(m.Send(m.STORE, find, self._incarnation))
+            self._sweep.listed.add(row.task_id)
+            if not self._draining:
+                out += self._adopt(row, now)
+        if len(q.tasks) == PAGE:
+            return out + self._find(q.tasks[-1].task_id)
+        self._sweep.done = True
+        return out + self._disown()
+
+    def _adopt(self, row: m.TaskBrief, now: float) -> list[m.Send]:
+        task = self._tasks.get(row.task_id)
+        if task is not None and (task.epoch >= row.epoch or task.claiming):
+            return []  # known; or our own claim, committed but not yet answered
+        self._forget(row.task_id)
+        task = self._tasks.put(row.task_id, Holding(row.epoch, row.agents, since=now))
+        alive = bool(row.owner) and self._proxies.alive(row.owner)
+        peer = self._proxies.get(row.owner)
+        if alive and peer is not None and m.Held(row.task_id, row.epoch) in peer.beat.claims:
+            self._tasks.own(task, row.owner)
+            return []
+        return self._claim_for(row.task_id, now, lost=bool(row.owner) and not alive)
+
+    def _disown(self) -> list[m.Send]:
+        """Claims that the database does not list as ours, twice in a row: they ended, or moved.
+
+        This is how a region that was cut off, and comes back as a zombie, finds out; its proxies
+        then stop what they still run and spend. Twice, because an end may be on its way here.
+        """
+        begun = self._sweep.begun
+        held = {i: task.epoch for i, task in self._tasks.items() if task.since < begun}
+        for _, peer in self._proxies.living():
+            if peer.seen_at < begun:
+                held |= {c.task_id: c.epoch for c in peer.beat.claims if c.task_id not in held}
+        out: list[m.Send] = []
+        for task_id, epoch in self._sweep.judge(held.items()):
+            task = self._tasks.get(task_id)
+            if task is None or not task.claiming:
+                self._forget(task_id)
+                out += self._spread(task_id, epoch.next_regional())
+        return out
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left to hand back, after a `Drain`."""
+        return self._draining and not self._tasks
+
+    def _drain(self, q: m.Drain) -> list[m.Send]:
+        """Take nothing more, and hand back what is held: at once, or as the owners let go of it."""
+        self._draining = True
+        out = [m.Send(m.GATEWAY, self._report())]
+        for task_id, task in self._tasks.items():
+            if q.abort or not (task.claiming or self._proxies.alive(task.owner)):
+                out += self._decline(task_id, f"{self.address} is stopping")
+            elif not task.claiming:
+                out.append(m.Send(task.owner, m.Yield(task_id=task_id, epoch=task.epoch)))
         return out
 
     def _report(self) -> m.RegionBeat:
         return m.RegionBeat(
             incarnation=self._incarnation,
             tasks=len(self._tasks),
-            capacity=self._proxies.capacity(),
+            capacity=0 if self._draining else self._proxies.capacity(),
             agents=tuple(sorted(self._proxies.agents())),
-            proxies=self._proxies.report(self._owned),
+            proxies=self._proxies.report(self._tasks.owned),
         )
 
 

@@ -60,12 +60,14 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.Assign, (GATEWAY,), (REGION,)),
         (m.Declined, (REGION,), (GATEWAY,)),
         (m.RegionBeat, (REGION,), (GATEWAY,)),
+        (m.Heard, (GATEWAY, STORE), (STORE, GATEWAY)),
         # region and proxy
         (m.Run, (REGION,), (PROXY,)),
         (m.Started, (PROXY, REGION), (REGION, GATEWAY)),
         (m.Ended, (PROXY, REGION, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
         (m.Dropped, (PROXY,), (REGION,)),
         (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),
+        (m.Yield, (REGION,), (PROXY,)),
         (m.ProxyBeat, (PROXY,), (REGION,)),
         (m.PeerDown, (REGION,), (PROXY,)),
         # calls
@@ -87,7 +89,7 @@ def kind_of(message: type[m.Message]) -> str:
 
 
 KINDS: Mapping[str, type[m.Message]] = {kind_of(message): message for message in ROUTES}
-"""What may be on a wire. `Tick`, `Invoke` and `Revoke` never leave their process."""
+"""What may be on a wire. `Tick`, `Drain`, `Invoke` and `Revoke` never leave their process."""
 
 
 def allowed(kind: type[m.Message], sender: str, to: str) -> bool:

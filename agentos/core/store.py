@@ -18,8 +18,12 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Database
 
 
+GATEWAY_SWEEPS = 10
+"""Sweeps of a gateway that are missed before it is told no more: it asks something at each."""
+
+
 class StoreMachine:
-    """Answers each message from the database. It has no state of its own.
+    """Answers each message from the database. What it knows of its own is who its gateways are.
 
     Args:
         database: used by one thread at a time.
@@ -30,6 +34,7 @@ class StoreMachine:
         self.address = address
         self._db = database
         self._limits = limits
+        self._gateways: dict[str, float] = {}
         self._handlers: dict[type, Callable[[Any], m.Message]] = {
             m.CreateTask: self._create,
             m.Claim: self._claim,
@@ -42,8 +47,12 @@ class StoreMachine:
             m.ListTasks: self._list,
         }
 
-    def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002 - the port's
+    def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
         """Carry one request out; a request that the database refuses is answered by `Refused`."""
+        if m.role_of(envelope.sender) == "gateway":
+            self._gateways[envelope.sender] = now
+        if isinstance(envelope.message, m.Heard):
+            return self._pass_on(envelope.sender, envelope.message, now)
         handler = self._handlers.get(type(envelope.message))
         if handler is None:
             return []
@@ -58,6 +67,20 @@ class StoreMachine:
     def next_deadline(self) -> float | None:
         """Never: the store acts only when asked."""
         return None
+
+    @property
+    def drained(self) -> bool:
+        """Always: nothing is held between two requests."""
+        return True
+
+    def _pass_on(self, sender: str, heard: m.Heard, now: float) -> list[m.Send]:
+        """Tell the other gateways that live what one of them heard of its region."""
+        patience_s = GATEWAY_SWEEPS * max(self._limits.sweep_s, self._limits.heartbeat_s)
+        gateways = {a: at for a, at in self._gateways.items() if now - at <= patience_s}
+        self._gateways = gateways
+        if not heard.region:
+            return []
+        return [m.Send(a, heard) for a in gateways if a != sender]
 
     def _create(self, q: m.CreateTask) -> m.TaskCreated:
         return self._db.create_task(

@@ -64,6 +64,8 @@ class TaskRun:
         self._unsaved_of: Counter[str] = Counter()
         self._after: dict[str, list[Ask]] = {}
         self._end: m.End | None = None
+        self._doubtful = False
+        self._yielding = False
         self._saved: dict[str, list[tuple[int, str, Any]]] = {}
         for row in rows:
             self._load(row)
@@ -117,6 +119,7 @@ class TaskRun:
     def recorded(self, answer: m.Recorded, now: float) -> list[m.Send]:
         """Rows are durable (by this owner's hand): let go what was held back for them."""
         out: list[m.Send] = []
+        doubtful, self._doubtful = self._doubtful, False
         for row_id in answer.nodes:
             row = self._unsaved.pop(row_id, None)
             if row is not None:
@@ -134,7 +137,8 @@ class TaskRun:
             )
             finished = [name for name in self._after if self._nodes[name].done]
             return [*self._finished(finished), m.Send(self._ctx.region, ended)]
-        for node in dict.fromkeys(split(row_id)[0] for row_id in answer.nodes):
+        held = list(self._after) if doubtful else [split(row_id)[0] for row_id in answer.nodes]
+        for node in dict.fromkeys(held):
             out += self._release(node, now)
         out += self._start_ready(now)
         if not self._open and not self._unsaved and self._end is None:
@@ -143,7 +147,29 @@ class TaskRun:
 
     def due(self, row: str, now: float) -> list[m.Send]:
         """A deadline of this run: a silent store (""), or a call that should have come back."""
-        return self.calls.due(row, now) if row else self._save([], now)
+        if not row:
+            return self._save([], now)
+        if self._doubtful:
+            self._ctx.timers.set((self.task_id, row), now + self._ctx.limits.resend_s)
+            return []
+        return self.calls.due(row, now)
+
+    def doubt(self, now: float) -> list[m.Send]:
+        """Our loop stood still: start nothing until the store has confirmed the claim."""
+        self._doubtful = True
+        return self._save([], now)
+
+    def give_back(self) -> None:
+        """Start nothing more: the task is to be handed back when what is in flight is saved."""
+        self._yielding = True
+
+    @property
+    def given_back(self) -> bool:
+        """Whether nothing is in flight any more, after `give_back`."""
+        if not self._yielding or self._end is not None:
+            return False
+        self.calls.drop_unplaced()
+        return not self.calls and not self._unsaved
 
     def stop(self) -> list[m.Send]:
         """Give the task up: abort every call, start nothing more."""
@@ -174,9 +200,13 @@ class TaskRun:
         """Start nodes while there is room for their calls: a wide graph goes through in slices."""
         out: list[m.Send] = []
         most = self._ctx.limits.calls_per_task
-        while self._ready and self._end is None and len(self.calls) < most:
+        while self._may_start and self._ready and len(self.calls) < most:
             out += self._start(self._ready.popleft(), now)
         return out
+
+    @property
+    def _may_start(self) -> bool:
+        return self._end is None and not self._doubtful and not self._yielding
 
     def _start(self, name: str, now: float) -> list[m.Send]:
         node = self._graph.nodes[name]
@@ -206,7 +236,7 @@ class TaskRun:
         return self._release(name, now)
 
     def _release(self, name: str, now: float) -> list[m.Send]:
-        if self._unsaved_of[name] or self._end is not None or name not in self._after:
+        if self._unsaved_of[name] or not self._may_start or name not in self._after:
             return []
         asks = self._after.pop(name)
         deliberation = self._nodes[name]

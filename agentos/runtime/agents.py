@@ -82,7 +82,6 @@ class AgentRunner:
         self._outbox: list[m.Envelope] = []
         self._closing = threading.Event()
         self._stop = asyncio.Event()
-        self._grace_s = 0.0
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop = self._runner.get_loop()
         self._thread = threading.Thread(target=self._serve, name=address, daemon=True)
@@ -96,19 +95,16 @@ class AgentRunner:
         except RuntimeError:  # the loop is closed
             log.debug("messages for a closed agent runner", runner=self.address)
 
-    def close(self, grace_s: float = 0.0) -> None:
-        """Stop: let calls run for a while, cancel the others unanswered, close the agents.
+    def close(self) -> None:
+        """Stop: cancel the calls that run, unanswered, and close the agents.
 
-        Idempotent; not to be called from `deliver`.
-
-        Args:
-            grace_s: how long the calls in flight have to end by themselves, in seconds.
+        Idempotent; not to be called from `deliver`. Whoever wants calls to end first drains the
+        proxies.
         """
         if not self._closing.is_set():
             self._closing.set()
-            self._grace_s = grace_s
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(self._grace_s + 3 * CANCEL_S)
+        self._thread.join(3 * CANCEL_S)
         if self._thread.is_alive():
             stuck = sorted({f"{key.task_id}/{key.row}" for key in self._running})
             log.warning("agents did not let go", runner=self.address, calls=stuck)
@@ -121,8 +117,6 @@ class AgentRunner:
 
     async def _main(self) -> None:
         await self._stop.wait()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._grace_s)
         self._running.clear()  # nobody waits for these any more
         for task in self._tasks:
             task.cancel()

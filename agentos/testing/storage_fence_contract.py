@@ -160,12 +160,12 @@ class ClaimContract(Fixture):
         claimed = claim_regional(database, task_id, Epoch(1, 0))
         expected = m.Claimed(
             task_id=task_id, granted=True, epoch=Epoch(1, 1), region=REGION, owner=OWNER,
-            state="running", attempts=1, saved=0, task_description="{}",
+            state="running", attempts=0, saved=0, task_description="{}",
         )  # fmt: skip
         assert claimed == expected
         database.save_progress(task_id, "a", 1, 1, "1")
         again = claim_regional(database, task_id, Epoch(1, 0))
-        assert (again.granted, again.attempts, again.saved) == (True, 1, 1)
+        assert (again.granted, again.attempts, again.saved) == (True, 0, 1)
         assert again.task_description == "{}"
 
     def test_claim_is_compare_and_set(self, database: Database) -> None:
@@ -174,8 +174,35 @@ class ClaimContract(Fixture):
         winner = claim_regional(database, task_id, epoch, owner="proxy/a/2")
         loser = claim_regional(database, task_id, epoch, owner="proxy/a/3")
         assert (winner.granted, loser.granted) == (True, False)
-        assert (loser.epoch, loser.owner, loser.attempts) == (Epoch(1, 2), "proxy/a/2", 2)
+        assert (loser.epoch, loser.owner, loser.attempts) == (Epoch(1, 2), "proxy/a/2", 0)
         assert loser.task_description == ""
+
+    def test_lost_owners_are_counted(self, database: Database) -> None:
+        """Owners that died in a row are counted and named, in every answer, once for each claim."""
+        task_id, epoch = run(database)
+        claimed = claim_regional(database, task_id, epoch, owner="proxy/a/2", lost=True)
+        history = f"{OWNER} at 1.1; "
+        assert (claimed.attempts, claimed.lost) == (1, history)
+        again = claim_regional(database, task_id, epoch, owner="proxy/a/2", lost=True)
+        assert (again.granted, again.attempts, again.lost) == (True, 1, history)
+        moved = claim_global(database, task_id, claimed.epoch, region=OTHER_REGION, lost=True)
+        history += "proxy/a/2 at 1.2; "
+        assert (moved.attempts, moved.lost) == (2, history)
+        handed_back = claim_global(database, task_id, moved.epoch, lost=True)  # nobody had it
+        assert (handed_back.attempts, handed_back.lost) == (2, history)
+        assert claim_regional(database, task_id, Epoch(1, 0)).attempts == 2  # refused, and told
+        assert info(database, task_id).attempts == 2
+
+    def test_a_saved_row_starts_the_count_anew(self, database: Database) -> None:
+        """Owners that got on do not count, whether they died or handed the task back."""
+        task_id, epoch = run(database)
+        epoch = claim_regional(database, task_id, epoch, lost=True).epoch
+        database.record(task_id, epoch, [m.Row("a", "1")])
+        claimed = claim_regional(database, task_id, epoch, owner="proxy/a/2", lost=True)
+        assert (claimed.attempts, claimed.lost) == (1, f"{OWNER} at 1.2; ")
+        database.record(task_id, claimed.epoch, [m.Row("b", "1")])
+        handed_on = claim_global(database, task_id, claimed.epoch)
+        assert (handed_on.attempts, handed_on.lost) == (0, "")
 
     @pytest.mark.parametrize("claimant", ["", OTHER_REGION])
     def test_regional_claim_needs_the_region(self, database: Database, claimant: str) -> None:
@@ -234,7 +261,7 @@ class QueryContract(Fixture):
         claim_regional(database, ids[0], Epoch(1, 0))
         found = database.find_tasks(REGION)
         assert [task.task_id for task in found] == [ids[1], ids[3], ids[0], ids[2]]
-        assert found[2] == m.TaskBrief(ids[0], Epoch(1, 1), REGION, OWNER, (), 0, 1)
+        assert found[2] == m.TaskBrief(ids[0], Epoch(1, 1), REGION, OWNER, (), 0)
         assert database.find_tasks(REGION, limit=2) == found[:2]
         assert database.find_tasks("region/none") == []
 

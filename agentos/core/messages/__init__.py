@@ -17,8 +17,10 @@ from agentos.core.messages.base import (
     TERMINAL,
     Address,
     Count,
+    Drain,
     End,
     Envelope,
+    Heard,
     Held,
     Json,
     Label,
@@ -42,6 +44,7 @@ from agentos.core.messages.base import (
     is_address,
     region_of,
     role_of,
+    weight,
 )
 from agentos.core.messages.clients import (
     Bye,
@@ -87,6 +90,7 @@ from agentos.core.messages.running import (
     Run,
     Started,
     Stop,
+    Yield,
 )
 from agentos.core.messages.storing import (
     CancelTask,
@@ -126,6 +130,7 @@ __all__ = [
     "CountTasks",
     "CreateTask",
     "Declined",
+    "Drain",
     "Dropped",
     "End",
     "Ended",
@@ -135,6 +140,7 @@ __all__ = [
     "GetCluster",
     "GetProgress",
     "GetTask",
+    "Heard",
     "Held",
     "Hello",
     "Invoke",
@@ -184,9 +190,11 @@ __all__ = [
     "UserId",
     "Watch",
     "Welcome",
+    "Yield",
     "call_row",
     "is_address",
     "refusal",
     "region_of",
     "role_of",
+    "weight",
 ]

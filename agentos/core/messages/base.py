@@ -26,6 +26,8 @@ State = Literal["accepted", "running", "succeeded", "failed", "cancelled"]
 TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 GATEWAY, STORE, AGENTS = "gateway", "store", "agents"
+MESSAGE_BYTES = 8 * 1024
+"""What a message counts as for its own sake, beside its content; see `weight`."""
 NEIGHBOUR = ""
 """The address of the switch at the other end of a link."""
 
@@ -118,7 +120,6 @@ class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: Address
     agents: tuple[Label, ...]
     priority: int
-    attempts: Count
 
 
 class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,7 +133,10 @@ class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RegionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One region as the gateway sees it. `silent_s`: seconds since its last heartbeat."""
+    """One region as the gateway sees it. `silent_s`: seconds since its last heartbeat.
+
+    `counters`: events in the region's process by name, like the protocol errors of its children.
+    """
 
     address: Address
     alive: bool
@@ -140,6 +144,7 @@ class RegionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: Count
     capacity: Count
     proxies: tuple[ProxyInfo, ...]
+    counters: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 # -- everybody ------------------------------------------------------------------------------------
@@ -147,6 +152,12 @@ class RegionInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Tick(Message, frozen=True, kw_only=True):
     """Time has come to a machine's next deadline."""
+
+
+class Drain(Message, frozen=True, kw_only=True):
+    """Take nothing new, and hand back what is held; with `abort` at once, whatever still runs."""
+
+    abort: bool = False
 
 
 class Say(Message, frozen=True, kw_only=True):
@@ -160,6 +171,13 @@ class Sealed(msgspec.Struct, frozen=True):
 
     kind: str
     body: bytes
+
+
+def weight(message: Message | Sealed) -> int:
+    """What a message counts as while it waits, in bytes, against `limits.peer_bytes`."""
+    if isinstance(message, Sealed):
+        return MESSAGE_BYTES + len(message.body)
+    return MESSAGE_BYTES + len(getattr(message, "task_description", ""))
 
 
 class Envelope(msgspec.Struct, frozen=True):

@@ -132,7 +132,7 @@ class GetCluster(Message, frozen=True, kw_only=True):
 
 
 class ClusterInfo(Message, frozen=True, kw_only=True):
-    """The gateway's view. `counters`: events by name since it started."""
+    """The gateway's view. `counters`: events in its process by name since that started."""
 
     gateway: Address
     regions: tuple[RegionInfo, ...]
@@ -166,7 +166,10 @@ class GetTask(Message, frozen=True, kw_only=True):
 
 
 class TaskInfo(Message, frozen=True, kw_only=True):
-    """One task. Times are Unix seconds, for people only: no decision uses them."""
+    """One task. Times are Unix seconds, for people only: no decision uses them.
+
+    `attempts` counts the owners that were lost in a row without a saved row between.
+    """
 
     task_id: TaskId
     user_id: UserId

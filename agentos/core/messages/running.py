@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta
 
 from agentos.core.epoch import Epoch
@@ -35,12 +36,13 @@ class Assign(Message, frozen=True, kw_only=True):
 
 
 class Declined(Message, frozen=True, kw_only=True):
-    """The region cannot run it (no capable proxy, or no room)."""
+    """The region cannot run it (no capable proxy, or no room). `lost`: its owner there has died."""
 
     task_id: TaskId
     epoch: Epoch
     agents: tuple[Label, ...]
     reason: str
+    lost: bool = False
 
 
 class RegionBeat(Message, frozen=True, kw_only=True):
@@ -51,19 +53,35 @@ class RegionBeat(Message, frozen=True, kw_only=True):
     capacity: Count
     agents: tuple[Label, ...]
     proxies: tuple[ProxyInfo, ...]
+    counters: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Heard(Message, frozen=True, kw_only=True):
+    """What a gateway's region told it, for the other gateways; with no region: here is a gateway.
+
+    The store, which they share, passes it on: each gateway knows all regions, whichever each of
+    them dials.
+    """
+
+    region: str = ""
+    beat: RegionBeat | None = None
 
 
 # -- region and proxy ------------------------------------------------------------------------------
 
 
 class Run(Message, frozen=True, kw_only=True):
-    """The region has claimed this task for the proxy, under this epoch. `saved`: rows to read first."""
+    """The region has claimed this task for the proxy, under this epoch. `saved`: rows to read first.
+
+    `attempts` and `lost` are `Claimed`'s: after `limits.max_attempts` the task fails unrun.
+    """
 
     task_id: TaskId
     epoch: Epoch
     task_description: Json
     saved: Count
     attempts: Count = 0
+    lost: str = ""
 
 
 class Started(Message, frozen=True, kw_only=True):
@@ -94,6 +112,13 @@ class Dropped(Message, frozen=True, kw_only=True):
 
 class Stop(Message, frozen=True, kw_only=True):
     """Whoever works on this task under an epoch older than this one stops, and aborts its calls."""
+
+    task_id: TaskId
+    epoch: Epoch
+
+
+class Yield(Message, frozen=True, kw_only=True):
+    """Hand this task back (`Dropped`) as soon as the calls in flight are saved; start no new one."""
 
     task_id: TaskId
     epoch: Epoch

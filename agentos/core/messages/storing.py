@@ -53,7 +53,8 @@ class Claim(Message, frozen=True, kw_only=True):
     """Compare-and-set on the task row: if its epoch is `expected`, the next one is the claimant's.
 
     `scope` global: the gateway gives the task to `region` ("" leaves it unplaced). regional: the
-    region, which must be the one that the row names, gives it to the proxy `owner`.
+    region, which must be the one that the row names, gives it to the proxy `owner`. `lost`: the
+    owner in the row is taken for dead; how many died in a row, with nothing saved, is counted.
     """
 
     task_id: TaskId
@@ -62,12 +63,15 @@ class Claim(Message, frozen=True, kw_only=True):
     claimant: Address
     region: Address
     owner: Address = ""
+    lost: bool = False
 
 
 class Claimed(Message, frozen=True, kw_only=True):
     """The answer to a claim. When it was not granted, `epoch`, `region` and `owner` are the row's.
 
     `saved` counts the progress rows; `task_description` comes only with a granted regional claim.
+    `attempts` counts the owners that were lost in a row without a saved row between, and `lost`
+    names them.
     """
 
     task_id: TaskId
@@ -77,6 +81,7 @@ class Claimed(Message, frozen=True, kw_only=True):
     owner: Address
     state: State
     attempts: Count = 0
+    lost: str = ""
     saved: Count = 0
     task_description: Json = ""
 

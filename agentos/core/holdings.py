@@ -1,0 +1,127 @@
+"""What a region holds: its tasks, their owners, and what it has heard of newer claims."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
+
+REMEMBERED = 8_192
+"""Stops that are remembered, so that a call that was on its way meets them."""
+
+
+class Holding(msgspec.Struct):
+    """A task of this region. `claim` is the one that is under way, or the last that was granted."""
+
+    epoch: Epoch
+    agents: tuple[str, ...]
+    owner: str = ""
+    claim: m.Claim | None = None
+    claiming: bool = False
+    since: float = 0.0
+
+
+class Sweep(msgspec.Struct):
+    """One reading of the region's unfinished tasks, page by page.
+
+    `suspects` are the claims that the reading before did not list, `unlisted` those that this one
+    does not. Only what is neither listed twice is given up: an end may be on its way here.
+    """
+
+    ref: str = ""
+    count: int = 0
+    begun: float = 0.0
+    heard: float = 0.0
+    done: bool = True
+    listed: set[int] = msgspec.field(default_factory=set)
+    suspects: set[tuple[int, Epoch]] = msgspec.field(default_factory=set)
+    unlisted: set[tuple[int, Epoch]] = msgspec.field(default_factory=set)
+
+    def next(self, incarnation: str, now: float) -> Sweep:
+        """The reading after this one."""
+        count = self.count + 1
+        ref = f"{incarnation}.{count}"
+        return Sweep(ref, count, begun=now, heard=now, done=False, suspects=self.unlisted)
+
+    def under_way(self, now: float, patience_s: float) -> bool:
+        """Whether pages still come; one that is lost is not waited for."""
+        return not self.done and now - self.heard <= patience_s
+
+    def judge(self, held: Iterable[tuple[int, Epoch]]) -> list[tuple[int, Epoch]]:
+        """At the end of the reading: those of the claims held that neither reading has listed."""
+        self.unlisted = {(task_id, epoch) for task_id, epoch in held if task_id not in self.listed}
+        return sorted(self.unlisted & self.suspects)
+
+
+class Holdings:
+    """The tasks of a region by id, with the number that each proxy owns."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[int, Holding] = {}
+        self._owned: dict[str, int] = {}
+        self._stops: OrderedDict[int, Epoch] = OrderedDict()
+
+    @property
+    def owned(self) -> Mapping[str, int]:
+        """How many tasks each proxy owns; those that own none are not in it."""
+        return self._owned
+
+    def put(self, task_id: int, task: Holding) -> Holding:
+        """Hold a task, in place of what was held of it before."""
+        self.forget(task_id)
+        self._tasks[task_id] = task
+        return task
+
+    def get(self, task_id: int) -> Holding | None:
+        """The task, if it is held."""
+        return self._tasks.get(task_id)
+
+    def __getitem__(self, task_id: int) -> Holding:
+        return self._tasks[task_id]
+
+    def __contains__(self, task_id: int) -> bool:
+        return task_id in self._tasks
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def items(self) -> list[tuple[int, Holding]]:
+        """A copy, so that tasks may be forgotten on the way."""
+        return list(self._tasks.items())
+
+    def of(self, owner: str) -> list[tuple[int, Holding]]:
+        """The tasks that a proxy owns."""
+        if owner not in self._owned:
+            return []
+        return [(task_id, task) for task_id, task in self._tasks.items() if task.owner == owner]
+
+    def own(self, task: Holding, owner: str) -> None:
+        """Note who owns a task; "" for nobody."""
+        if task.owner:
+            self._owned[task.owner] -= 1
+            if not self._owned[task.owner]:
+                del self._owned[task.owner]
+        task.owner = owner
+        if owner:
+            self._owned[owner] = self._owned.get(owner, 0) + 1
+
+    def forget(self, task_id: int) -> None:
+        """Hold it no more."""
+        task = self._tasks.pop(task_id, None)
+        if task is not None:
+            self.own(task, "")
+
+    def stopped(self, task_id: int, epoch: Epoch) -> None:
+        """Remember that everything older than this epoch has to stop."""
+        self._stops[task_id] = max(epoch, self._stops.pop(task_id, epoch))
+        if len(self._stops) > REMEMBERED:
+            self._stops.popitem(last=False)
+
+    def newest(self, task_id: int) -> Epoch:
+        """The newest epoch that is known of a task."""
+        task, stopped = self._tasks.get(task_id), self._stops.get(task_id, Epoch())
+        return stopped if task is None else max(stopped, task.epoch)

@@ -1,0 +1,40 @@
+"""A task that a proxy was given and has not begun: its rows are being read, or it never will be."""
+
+from __future__ import annotations
+
+import msgspec
+
+from agentos.core import messages as m
+from agentos.core.jsontext import dump
+from agentos.core.rows import plain
+
+
+class Loading(msgspec.Struct):
+    """A task whose saved rows are being read, page by page, before its walk begins."""
+
+    run: m.Run
+    rows: list[m.SavedRow]
+    watchers: dict[str, bool]
+
+    @property
+    def ref(self) -> str:
+        """Tells the pages that this claim asked for from those of a claim before it."""
+        epoch = self.run.epoch
+        return f"{self.run.task_id}.{epoch.global_epoch}.{epoch.regional_epoch}"
+
+
+def fail_unrun(run: m.Run, reason: str) -> m.Send:
+    """End a task without beginning it. If the answer is lost, the region gives it to us again."""
+    reason = plain(reason)
+    response = dump({"task_id": run.task_id, "state": "failed", "error": {"reason": reason}})
+    end = m.End("failed", response, reason)
+    return m.Send(m.STORE, m.Record(task_id=run.task_id, epoch=run.epoch, end=end))
+
+
+def fail_poisonous(run: m.Run) -> m.Send:
+    """End a task over which so many owners were lost that it must not cost another."""
+    return fail_unrun(
+        run,
+        f"{run.attempts} owners in a row were lost while they ran it, with nothing saved between "
+        f"(limits.max_attempts): {run.lost.removesuffix('; ')}",
+    )
