@@ -36,6 +36,8 @@ from agentos.datadir import DataFolder
 
 REFUSED_FACTOR = 2.0
 """How much longer a role asks for a name that another has than the dead are remembered."""
+SWITCH_S = 0.0002
+"""How long a thread computes before another has its turn."""
 SILENT_S = 3.0
 """When a role that no parent answers says so."""
 WRONG = 2
@@ -99,6 +101,9 @@ def run(
         ConfigError: the agents or the data folder cannot be used.
         AgentOSError: the role failed too often to go on.
     """
+    # The thread of the sockets gives the interpreter's lock away at every message; a busy actor
+    # gives it back only after this interval (5 ms by default), which would be its message rate.
+    sys.setswitchinterval(SWITCH_S)
     stop = stop or queue.SimpleQueue()
     words = stop
     for number in (signal.SIGTERM, signal.SIGINT):

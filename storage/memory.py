@@ -216,19 +216,28 @@ class MemoryDatabase(MemoryReader):
             return True
 
     def record(
-        self, task_id: int, epoch: Epoch, rows: Sequence[m.Row], end: m.End | None = None
+        self,
+        task_id: int,
+        epoch: Epoch,
+        rows: Sequence[m.Row],
+        end: m.End | None = None,
+        *,
+        writer: str = "",
     ) -> SaveOutcome:
         """Record rows and perhaps the end, all or nothing, under the fence; see the port.
 
         Of two rows of one node under one epoch the first stands.
 
         Raises:
+            NotTheOwner: the claim of this epoch is another's.
             TaskNotFound: there is no such task.
             UnissuedEpoch: no claim has issued this epoch.
         """
         values.check_record(task_id, rows, end)
         with self.transaction():
             task = self._task(task_id, epoch)
+            if writer and epoch == task.epoch and writer != task.owner:
+                raise values.foreign(task_id, writer, task.owner)
             outcome = self._judge(task, epoch, rows, end)
             if outcome == "applied":
                 saved = self._open.progress[task_id]

@@ -74,7 +74,7 @@ class Statements:
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING task_id
         """)
         self.fence = sql(
-            "SELECT global_epoch, regional_epoch, state FROM Tasks WHERE task_id = ?{lock}"
+            "SELECT global_epoch, regional_epoch, state, owner FROM Tasks WHERE task_id = ?{lock}"
         )
         self.ownership = sql("""
             SELECT global_epoch, regional_epoch, region, owner, claimant, state, attempts, lost, {saved}

@@ -11,6 +11,7 @@ from agentos.core.epoch import EPOCH_MAX, Epoch
 from agentos.core.errors import (
     KeyConflict,
     LocalProtocolError,
+    NotTheOwner,
     TaskNotFound,
     UnissuedEpoch,
 )
@@ -137,6 +138,11 @@ def key_conflict(user_id: int, key: str, task_id: int) -> KeyConflict:
         f"user {user_id} has used the key {key!r} for another request, task {task_id}; "
         "use a new key, or send the same type and description"
     )
+
+
+def foreign(task_id: int, writer: str, owner: str) -> NotTheOwner:
+    """The error for a write of somebody who does not hold the task."""
+    return NotTheOwner(f"task {task_id} is held by {owner or 'nobody'!r}, not by {writer!r}")
 
 
 def unissued(task_id: int, epoch: Epoch, current: Epoch) -> UnissuedEpoch:

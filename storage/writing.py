@@ -179,18 +179,25 @@ class PeeweeDatabase(Reader):
 
     @writes
     def record(
-        self, task_id: int, epoch: Epoch, rows: Sequence[m.Row], end: m.End | None = None
+        self,
+        task_id: int,
+        epoch: Epoch,
+        rows: Sequence[m.Row],
+        end: m.End | None = None,
+        *,
+        writer: str = "",
     ) -> SaveOutcome:
         """Record rows and perhaps the end, all or nothing, under the fence; see the port.
 
         Of two rows of one node under one epoch the first stands.
 
         Raises:
+            NotTheOwner: the claim of this epoch is another's.
             TaskNotFound: there is no such task.
             UnissuedEpoch: no claim has issued this epoch.
         """
         values.check_record(task_id, rows, end)
-        current, state = self._fence(task_id, epoch)
+        current, state = self._fence(task_id, epoch, writer)
         if epoch < current or state == "cancelled":
             return SaveOutcome("stale", current, state)
         saved = self._saved_epochs(task_id, rows)
@@ -210,7 +217,9 @@ class PeeweeDatabase(Reader):
             self._end(task_id, epoch, end)
         return SaveOutcome("applied", current, state if end is None else end.state)
 
-    def _fence(self, task_id: int, epoch: Epoch | None = None) -> tuple[Epoch, m.State]:
+    def _fence(
+        self, task_id: int, epoch: Epoch | None = None, writer: str = ""
+    ) -> tuple[Epoch, m.State]:
         """The task row's epoch and state, the row locked until the transaction ends."""
         row = self._row(self._sql.fence, (task_id,))
         if row is None:
@@ -218,6 +227,8 @@ class PeeweeDatabase(Reader):
         current = Epoch(row[0], row[1])
         if epoch is not None and epoch > current:
             raise values.unissued(task_id, epoch, current)
+        if writer and epoch == current and writer != row[3]:
+            raise values.foreign(task_id, writer, row[3])
         return current, row[2]
 
     def _saved_epochs(self, task_id: int, rows: Sequence[m.Row]) -> dict[str, Epoch]:

@@ -105,10 +105,16 @@ class WatchedDatabase(MemoryDatabase):
         self.writes: Counter[tuple[int, str]] = Counter()
 
     def record(
-        self, task_id: int, epoch: Epoch, rows: Sequence[m.Row], end: m.End | None = None
+        self,
+        task_id: int,
+        epoch: Epoch,
+        rows: Sequence[m.Row],
+        end: m.End | None = None,
+        *,
+        writer: str = "",
     ) -> SaveOutcome:
         before = {row.node_id: self.get_progress(task_id, row.node_id) for row in rows}
-        outcome = super().record(task_id, epoch, rows, end)
+        outcome = super().record(task_id, epoch, rows, end, writer=writer)
         for row_id, old in before.items():
             if self.get_progress(task_id, row_id) != old:
                 self.writes[task_id, row_id] += 1

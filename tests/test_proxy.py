@@ -147,11 +147,23 @@ def test_an_answer_counts_although_its_placing_was_lost() -> None:
 
 
 def test_an_answer_of_the_proxy_before_counts() -> None:
-    """A call that was placed a second time is answered by whichever of the two is first."""
+    """A call that was placed a second time is answered by the first of the two; the other stops."""
     machine, call = running()
     tell(machine, REGION, m.PeerDown(proxy=OTHER))
     tell(machine, REGION, placed(call, "proxy/r0/2"))
-    assert kinds(tell(machine, OTHER, result(call, OTHER))) == [("store", m.Record)]
+    assert kinds(tell(machine, OTHER, result(call, OTHER))) == [
+        ("proxy/r0/2", m.AbortCalls),
+        ("store", m.Record),
+        ("agents", m.Revoke),  # it was tried at home as well
+    ]
+
+
+def test_a_claim_that_is_over_is_not_begun_again() -> None:
+    """A `Run` that comes late, after a stop or a refusal, starts nothing."""
+    machine, call = running()
+    run = m.Run(task_id=call.task_id, epoch=call.epoch, task_description=GRAPH, saved=0)
+    tell(machine, REGION, m.Stop(task_id=call.task_id, epoch=call.epoch.next_global()))
+    assert kinds(tell(machine, REGION, run)) == [(REGION, m.Dropped)]
 
 
 def test_an_answer_of_an_older_attempt_does_not_count() -> None:

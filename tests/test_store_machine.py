@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,11 @@ from tests.hostile import from_anybody, known, state_of
 
 OWNER = "proxy/r0/0"
 E10, E11 = Epoch(1, 0), Epoch(1, 1)
-REQUESTS = [kind for kind, ends in ROUTES.items() if any(to == "store" for _, to in ends)]
+REQUESTS = [
+    kind
+    for kind, ends in ROUTES.items()
+    if any(to == "store" for _, to in ends) and kind is not m.Heard  # which asks for nothing
+]
 fuzzed = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -31,8 +37,9 @@ def store(limits: Limits | None = None) -> tuple[StoreMachine, MemoryDatabase]:
 
 def tell(machine: StoreMachine, message: m.Message) -> m.Message:
     """The one answer to a message."""
-    (send,) = machine.handle(m.Envelope(m.STORE, OWNER, message, "r7"), 0.0)
-    assert (send.to, send.ref) == (OWNER, "r7")
+    sender = getattr(message, "claimant", OWNER)
+    (send,) = machine.handle(m.Envelope(m.STORE, sender, message, "r7"), 0.0)
+    assert (send.to, send.ref) == (sender, "r7")
     return send.message
 
 
@@ -75,7 +82,10 @@ def test_nothing_raises_in_any_state(envelopes: list[m.Envelope]) -> None:
     machine, _ = store()
     for envelope in envelopes:
         sends = machine.handle(envelope, 0.0)
-        assert [(s.to, s.ref) for s in sends] in ([], [(envelope.sender, envelope.ref)])
+        if isinstance(envelope.message, m.Heard):  # passed on to the other gateways
+            assert envelope.sender not in {s.to for s in sends}
+        else:
+            assert [(s.to, s.ref) for s in sends] in ([], [(envelope.sender, envelope.ref)])
 
 
 @fuzzed
@@ -198,3 +208,35 @@ def test_a_key_that_names_another_task_is_a_conflict() -> None:
     answer = tell(machine, other)
     assert isinstance(answer, m.Refused)
     assert answer.code == "key_conflict"
+
+
+def test_nobody_writes_for_another() -> None:
+    """A proxy that does not hold the task is refused, whatever epoch it guessed; nothing changes."""
+    machine, database = store()
+    stolen = m.Envelope(m.STORE, "proxy/r0/1", record("a", epoch=E11), "r7")
+    (send,) = machine.handle(stolen, 0.0)
+    assert isinstance(send.message, m.Refused)
+    assert send.message.code == "not_the_owner"
+    assert database.get_progress(1, "a") is None
+    assert tell(machine, record("a", epoch=E11)).outcome == "applied"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("sender", "changes"),
+    [
+        ("region/r1", {}),
+        ("gateway/a", {}),
+        ("region/r0", {"scope": "global"}),
+        ("region/r0", {"owner": "proxy/r1/0"}),
+        ("region/r0", {"region": "region/r1"}),
+    ],
+)
+def test_nobody_claims_for_another(sender: str, changes: dict[str, str]) -> None:
+    """A claim is its sender's own, within its role: otherwise it is refused, and no epoch moves."""
+    machine, database = store()
+    before = database.get_task(1)
+    forged = msgspec.structs.replace(claim(expected=E11), **changes)
+    (send,) = machine.handle(m.Envelope(m.STORE, sender, forged, "r7"), 0.0)
+    assert isinstance(send.message, m.Refused)
+    assert send.message.code == "not_the_owner"
+    assert database.get_task(1) == before

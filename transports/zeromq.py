@@ -28,14 +28,17 @@ from agentos.core.errors import AddressTaken, LocalProtocolError, Overloaded
 from agentos.core.limits import Limits
 from agentos.core.ports import Codec, Connection, Listener, Receiver
 from agentos.transports.zeromq_io import IOThread, Socket
-from agentos.transports.zeromq_links import RouterListener, Shared, Uplink
+from agentos.transports.zeromq_links import Shared, Uplink
+from agentos.transports.zeromq_listener import RouterListener
 
 log = structlog.get_logger(__name__)
 
 FLUSH_S: Final = 0.3
 """How long an orderly close waits for queued messages, before libzmq lingers over its own."""
-PIPE: Final = 1_000
-"""Messages that libzmq queues for one peer, beside `limits.high_water_mark` in our own queue."""
+SEND_PIPE: Final = 256
+RECEIVE_PIPE: Final = 64
+"""Messages that libzmq queues for and from one peer, of whatever size: our own queues, which are
+bounded in bytes too, are where they are to wait."""
 BACKLOG: Final = 1_024
 """Connections that wait to be accepted: a whole cluster may come back at once."""
 _TCP_URL: Final = re.compile(r"tcp://[!-~]+:(?P<port>\*|[0-9]{1,5})")
@@ -146,17 +149,23 @@ def _configure(socket: Socket, url: str, limits: Limits) -> None:
     Not ZMQ_IMMEDIATE: with it, a peer's disconnection throws away what was received and not yet
     read, and when that cuts a message of several frames in two, libzmq aborts the process
     ("Assertion failed: !_more", libzmq #3663; seen with 4.3.5).
+
+    Not ZMQ_HEARTBEAT_IVL: when its timer strikes after a peer has sent more than ZMQ_RCVHWM and has
+    reset the connection, libzmq aborts the process ("Assertion failed: !_io_error", 4.3.5): whoever
+    can connect could end us. The switches have heartbeats of their own; TCP's keep-alive finds the
+    hosts that are gone.
     """
-    silence_ms = _milliseconds(limits.link_ping_s * limits.suspect_after)
-    pipe = min(PIPE, limits.high_water_mark)
+    silence_s = max(1, round(limits.link_ping_s * limits.suspect_after))
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, limits.max_frame_bytes),
-        (zmq.SNDHWM, pipe),
-        (zmq.RCVHWM, pipe),
-        (zmq.HEARTBEAT_IVL, _milliseconds(limits.link_ping_s)),
-        (zmq.HEARTBEAT_TIMEOUT, silence_ms),
-        (zmq.HEARTBEAT_TTL, min(silence_ms, 6_553_599)),
+        (zmq.SNDHWM, min(SEND_PIPE, limits.high_water_mark)),
+        (zmq.RCVHWM, min(RECEIVE_PIPE, limits.high_water_mark)),
+        (zmq.HEARTBEAT_IVL, 0),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, silence_s),
+        (zmq.TCP_KEEPALIVE_INTVL, max(1, round(limits.link_ping_s))),
+        (zmq.TCP_KEEPALIVE_CNT, limits.suspect_after),
         (zmq.RECONNECT_IVL, _milliseconds(limits.reconnect_min_s)),
         (zmq.RECONNECT_IVL_MAX, _milliseconds(limits.reconnect_max_s)),
         (zmq.BACKLOG, BACKLOG),

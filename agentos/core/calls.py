@@ -51,6 +51,8 @@ class Flight(msgspec.Struct):
     """The region was asked for a place: it may have given the call to a proxy already."""
     asked: int = 0
     """How often its answer has been asked after."""
+    lost: tuple[str, ...] = ()
+    """The proxies that died, one after the other, while they had it."""
 
     def may_answer(self, proxy: str) -> bool:
         """Whether this proxy has the call. While no place is known (`Placed` may be lost) any may."""
@@ -100,6 +102,12 @@ class Calls:
         flight = self._attempt(result.row, result.attempt)
         return flight if flight is not None and flight.may_answer(result.proxy) else None
 
+    def elsewhere(self, flight: Flight, proxy: str) -> list[m.Send]:
+        """Answered by one proxy, a call that was given to others as well is aborted there."""
+        call = flight.call
+        abort = m.AbortCalls(task_id=call.task_id, epoch=call.epoch, row=call.row)
+        return [m.Send(other, abort) for other in sorted(flight.tried - {proxy})]
+
     def wants(self, row: str, attempt: int | None = None) -> bool:
         """Whether this call (this attempt of it) is still to be answered."""
         flight = self._flights.get(row)
@@ -115,6 +123,7 @@ class Calls:
         attempt = flight.call.attempt
         flight.call = msgspec.structs.replace(flight.call, attempt=attempt + 1)
         flight.proxy, flight.tried, flight.placing, flight.asked = "", set(), False, 0
+        flight.lost = ()
         self._later(flight.call.row, self._backoff(attempt, retry_after_s), now)
 
     def drop_unplaced(self) -> None:
@@ -149,15 +158,39 @@ class Calls:
         self._later(answer.row, delay_s, now)
         return []
 
-    def peer_down(self, proxy: str, now: float) -> list[m.Send]:
-        """Calls that were placed at this proxy need another place."""
+    def peer_down(
+        self, proxy: str, now: float, *, wait: bool
+    ) -> tuple[list[m.Send], list[tuple[Flight, m.CallResult]]]:
+        """Calls that were placed at this proxy need another place: at once, or (`wait`) later.
+
+        Returns:
+            what is to be sent, and the calls that have cost so many proxies that they get none.
+        """
         out: list[m.Send] = []
+        poisonous = []
         for row, flight in list(self._flights.items()):
             if flight.proxy == proxy:
                 flight.proxy = ""
+                flight.lost += (proxy,)
                 out += self._tell("lost", flight.node, flight.ask.round, flight.ask.slot, proxy)
-                out += self._place([row], now)
-        return out
+                if len(flight.lost) >= self._ctx.limits.max_attempts:
+                    poisonous.append((flight, self._poisonous(flight)))
+                elif wait:
+                    self._later(row, self._ctx.limits.resend_s, now)
+                else:
+                    out += self._place([row], now)
+        return out, poisonous
+
+    def _poisonous(self, flight: Flight) -> m.CallResult:
+        return m.CallResult(
+            task_id=self._task_id,
+            epoch=self._epoch,
+            row=flight.call.row,
+            attempt=flight.call.attempt,
+            proxy=flight.lost[-1],
+            error=f"{len(flight.lost)} proxies in a row were lost while they ran it "
+            f"(limits.max_attempts): {', '.join(flight.lost)}",
+        )
 
     def due(self, row: str, now: float) -> list[m.Send]:
         """A call has no place yet, or should have come back.

@@ -125,6 +125,12 @@ class UnissuedEpoch(StorageError):
     code = "unissued_epoch"
 
 
+class NotTheOwner(AgentOSError):
+    """A proxy reported for a task whose claim is another's: nothing was written."""
+
+    code = "not_the_owner"
+
+
 class AgentError(AgentOSError):
     """One call to an agent failed. `retryable` says whether the same call may succeed later."""
 

@@ -230,7 +230,10 @@ class Placement:
         After the store was silent nobody is judged for a while: the regions of other gateways are
         heard by way of it.
         """
-        if self._counted_at is not None and now - self._counted_at > 2 * self._limits.sweep_s:
+        if (
+            self._counted_at is not None
+            and now - self._counted_at > self._limits.sweep_s + self._limits.heartbeat_s
+        ):
             self._judge_from = now + self._limits.suspicion_s
         self._counted_at = now
         self._backlog = {c.agents: c.count for c in q.counts if not c.region}

@@ -235,7 +235,13 @@ class Database(Protocol):
 
     # beyond the specification
     def record(
-        self, task_id: int, epoch: Epoch, rows: Sequence[m.Row], end: m.End | None = None
+        self,
+        task_id: int,
+        epoch: Epoch,
+        rows: Sequence[m.Row],
+        end: m.End | None = None,
+        *,
+        writer: str = "",
     ) -> SaveOutcome:
         """Record rows and perhaps the end, all or nothing.
 
@@ -244,7 +250,10 @@ class Database(Protocol):
         duplicate. A row is there under a newer epoch: stale. Otherwise applied; rows under older
         epochs are replaced. The end also stores the response document.
 
+        With a `writer`, the row's owner must be that: an epoch can be guessed.
+
         Raises:
+            NotTheOwner: the claim of this epoch is another's.
             TaskNotFound: there is no such task.
             UnissuedEpoch: `epoch` is newer than the task's; no claim has issued it.
         """

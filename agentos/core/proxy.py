@@ -15,12 +15,14 @@ from agentos.core.errors import GraphError, TaskNotFound
 from agentos.core.executor import Executor
 from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
-from agentos.core.loading import Loading, fail_poisonous, fail_unrun
+from agentos.core.loading import Floors, Loading, fail_poisonous, fail_unrun
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 
 BEAT: TimerKey = (0, "beat")
 LOAD = "load"
+REMEMBERED = 8_192
+"""Tasks of which a proxy remembers which claims are over, should a `Run` of one come late."""
 
 
 class ProxyMachine:
@@ -66,6 +68,7 @@ class ProxyMachine:
         )
         self._seen_at: float | None = None
         self._yielding: set[int] = set()
+        self._floors = Floors(REMEMBERED)
         self._draining = False
         self._context = Context(
             address=address,
@@ -138,6 +141,8 @@ class ProxyMachine:
         held = self._held(run.task_id)
         if held is not None and held >= run.epoch:
             return [self._started(run)] if held == run.epoch else []
+        if not self._floors.allow(run):
+            return [self._dropped(run.task_id, run.epoch, "this claim is over")]
         if self._draining:
             return [self._dropped(run.task_id, run.epoch, f"{self.address} is stopping")]
         watchers = self._watchers(run.task_id)
@@ -200,6 +205,7 @@ class ProxyMachine:
         out = task.recorded(answer, now)
         if task.over:
             del self._runs[answer.task_id]
+            self._floors.lift(answer.task_id, answer.epoch.next_regional())
         return out
 
     def _ended_unrun(self, answer: m.Recorded) -> list[m.Send]:
@@ -212,7 +218,8 @@ class ProxyMachine:
     def _stop(self, stop: m.Stop, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         out = self._executor.abort(stop.task_id, stop.epoch)
         held = self._held(stop.task_id)
-        if held is not None and held < stop.epoch:
+        if held is None or held < stop.epoch:
+            self._floors.lift(stop.task_id, stop.epoch)
             out += self._give_up(stop.task_id)
         return out
 
@@ -243,7 +250,12 @@ class ProxyMachine:
         if self._loading.pop(task_id, None) is not None:
             self._timers.cancel((task_id, LOAD))
         task = self._runs.pop(task_id, None)
-        return task.stop() if task is not None else []
+        if task is None:
+            return []
+        over = task.epoch.next_regional()
+        self._floors.lift(task_id, over)
+        # Also what runs here and the run does not know of: the word of its place may be late.
+        return [*task.stop(), *self._executor.abort(task_id, over, owner=self.address)]
 
     def _held(self, task_id: int) -> Epoch | None:
         if task_id in self._loading:
@@ -321,7 +333,7 @@ class ProxyMachine:
             return []  # we know better
         out = self._executor.abort_owner(down.proxy)
         for task in self._runs.values():
-            out += task.calls.peer_down(down.proxy, now)
+            out += task.peer_down(down.proxy, now)
         return out
 
     # -- the end -----------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class RegionMachine:
         self._timers: Timers[tuple[int, str]] = Timers()
         for key in (BEAT, SWEEP, LOOK):
             self._timers.set(key, 0.0)
+        self._missing: dict[str, float] = {}
+        """Agents that calls have asked for and that nobody here offers any more, and since when."""
         self._settled = False
         self._draining = False
         self._sweep = Sweep()
@@ -250,14 +252,25 @@ class RegionMachine:
             out += self._claim_for(task_id, now, (proxy,), lost=True)
         return out
 
-    def _place(self, q: m.Place, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
+    def _place(self, q: m.Place, sender: str, now: float) -> list[m.Send]:
         call = q.call
         if call.owner != sender:
             return []
         newest = self._tasks.newest(call.task_id)
         if newest > call.epoch:
             return [m.Send(sender, m.Stop(task_id=call.task_id, epoch=newest))]
-        return self._places.place(q)
+        return [*self._places.place(q), *self._give_up_on(call, now)]
+
+    def _give_up_on(self, call: m.Call, now: float) -> list[m.Send]:
+        """A task whose agent is not offered here any more goes where it may be."""
+        if call.agent in self._proxies.agents():
+            self._missing.pop(call.agent, None)
+            return []
+        # A proxy that is only started anew has the time to say so.
+        wait_s = self._limits.suspicion_s + self._limits.reconnect_max_s
+        if now - self._missing.setdefault(call.agent, now) <= wait_s:
+            return []
+        return [m.Send(call.owner, m.Yield(task_id=call.task_id, epoch=call.epoch))]
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -272,6 +285,8 @@ class RegionMachine:
                 for proxy in self._proxies.newly_suspected(now):
                     out += self._bury(proxy, now)
                 self._proxies.forget_silent(now)
+                for agent in self._missing.keys() & self._proxies.agents():
+                    del self._missing[agent]
             elif key == SWEEP:
                 if not self._settled:
                     # Just started: let the proxies say what they hold before we judge.
@@ -330,8 +345,7 @@ class RegionMachine:
         begun = self._sweep.begun
         held = {i: task.epoch for i, task in self._tasks.items() if task.since < begun}
         for _, peer in self._proxies.living():
-            if peer.seen_at < begun:
-                held |= {c.task_id: c.epoch for c in peer.beat.claims if c.task_id not in held}
+            held |= {c.task_id: c.epoch for c in peer.beat.claims if c.task_id not in self._tasks}
         out: list[m.Send] = []
         for task_id, epoch in self._sweep.judge(held.items()):
             task = self._tasks.get(task_id)

@@ -9,14 +9,20 @@ announces what is not durable.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
-from agentos.core.errors import AgentOSError, StorageError, TaskNotFound, UnissuedEpoch
+from agentos.core.errors import (
+    AgentOSError,
+    NotTheOwner,
+    StorageError,
+    TaskNotFound,
+    UnissuedEpoch,
+)
 from agentos.core.limits import Limits
 from agentos.core.ports import Database
-
 
 GATEWAY_SWEEPS = 10
 """Sweeps of a gateway that are missed before it is told no more: it asks something at each."""
@@ -38,7 +44,6 @@ class StoreMachine:
         self._handlers: dict[type, Callable[[Any], m.Message]] = {
             m.CreateTask: self._create,
             m.Claim: self._claim,
-            m.Record: self._record,
             m.CancelTask: lambda q: database.cancel_task(q.task_id),
             m.FindTasks: self._find,
             m.CountTasks: lambda _: m.TaskCounts(counts=tuple(database.count_unfinished())),
@@ -51,12 +56,15 @@ class StoreMachine:
         """Carry one request out; a request that the database refuses is answered by `Refused`."""
         if m.role_of(envelope.sender) == "gateway":
             self._gateways[envelope.sender] = now
-        if isinstance(envelope.message, m.Heard):
-            return self._pass_on(envelope.sender, envelope.message, now)
+            if isinstance(envelope.message, m.Heard):
+                return self._pass_on(envelope.sender, envelope.message, now)
         handler = self._handlers.get(type(envelope.message))
+        if isinstance(envelope.message, m.Record):
+            handler = partial(self._record, envelope.sender)
         if handler is None:
             return []
         try:
+            _check_claimant(envelope.message, envelope.sender)
             answer = handler(envelope.message)
         except StorageError:
             raise  # nobody's request is wrong: the shell rolls back, and says so to all of them
@@ -108,10 +116,10 @@ class StoreMachine:
                 state="cancelled",
             )
 
-    def _record(self, q: m.Record) -> m.Recorded:
+    def _record(self, sender: str, q: m.Record) -> m.Recorded:
         """A writer whose task is gone, or whose epoch nobody issued, is told to stop: stale."""
         try:
-            done = self._db.record(q.task_id, q.epoch, q.rows, q.end)
+            done = self._db.record(q.task_id, q.epoch, q.rows, q.end, writer=sender)
         except TaskNotFound:
             return self._recorded(q, "stale", q.epoch, "cancelled")
         except UnissuedEpoch:
@@ -158,3 +166,21 @@ class StoreMachine:
             user_id=q.user_id, state=q.state, before=q.before, limit=q.limit
         )
         return m.TaskList(tasks=tuple(tasks))
+
+
+def _check_claimant(q: m.Message | m.Sealed, sender: str) -> None:
+    """Nobody claims for another: a region gives its own tasks to its own proxies, no more.
+
+    Raises:
+        NotTheOwner: somebody tried.
+    """
+    if not isinstance(q, m.Claim | m.CreateTask):
+        return
+    own = q.claimant == sender
+    if isinstance(q, m.Claim):
+        scope = "global" if m.role_of(sender) == "gateway" else "regional"
+        own = own and q.scope == scope
+        if scope == "regional":
+            own = own and q.region == sender and m.region_of(q.owner) == sender
+    if not own:
+        raise NotTheOwner(f"{sender!r} may not claim this as {q.claimant!r}")

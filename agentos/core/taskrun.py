@@ -89,12 +89,13 @@ class TaskRun:
 
     def answered(self, result: m.CallResult, now: float) -> list[m.Send]:
         """A call came back, with a value or an error; there is room for another."""
-        return [*self._answered(result, now), *self._start_ready(now)]
-
-    def _answered(self, result: m.CallResult, now: float) -> list[m.Send]:
         flight = self.calls.answered(result)
         if flight is None:
-            return []
+            return self._start_ready(now)
+        stopped = self.calls.elsewhere(flight, result.proxy)
+        return [*stopped, *self._answered(flight, result, now), *self._start_ready(now)]
+
+    def _answered(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         try:
             value = self._value(result)
         except GraphError as error:
@@ -115,6 +116,13 @@ class TaskRun:
             event, node, ask.round, ask.slot, result.proxy, excerpt(value, result.seconds)
         )
         return out + self._advance(node, rows, now, result)
+
+    def peer_down(self, proxy: str, now: float) -> list[m.Send]:
+        """A proxy is lost, and with it its calls; one that costs proxy after proxy has failed."""
+        out, poisonous = self.calls.peer_down(proxy, now, wait=self._doubtful)
+        for flight, result in poisonous:
+            out += self._failed(flight, result, now) if self._end is None else []
+        return out
 
     def recorded(self, answer: m.Recorded, now: float) -> list[m.Send]:
         """Rows are durable (by this owner's hand): let go what was held back for them."""

@@ -7,117 +7,35 @@ before the machine's next deadline, it yields a `Tick`.
 
 from __future__ import annotations
 
-import queue
+import itertools
 import random
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import pykka
 import structlog
-from pykka._envelope import Envelope as PykkaEnvelope
 
 from agentos.core import messages as m
-from agentos.core.errors import Overloaded, StorageError
+from agentos.core.errors import StorageError
 from agentos.core.gateway import GatewayMachine
 from agentos.core.ports import Database, Machine
 from agentos.core.proxy import ProxyMachine
 from agentos.core.region import RegionMachine
 from agentos.core.store import StoreMachine
+from agentos.runtime.mailbox import Batch, Mailbox
 from agentos.runtime.switch import Switch
 
 log = structlog.get_logger()
 
-Batch = list[m.Envelope]
 MAX_FAILURES = 10
 FAILURE_WINDOW_S = 60.0
-LONGEST_WAIT_S = 3600.0
-
-
-class Mailbox:
-    """An actor's inbox: batches of envelopes, merged as they are taken, bounded by their number.
-
-    Satisfies Pykka's inbox protocol. A `queue.SimpleQueue` hands over forty times faster than the
-    `queue.Queue` that Pykka uses by default.
-
-    Args:
-        bound: envelopes that may wait.
-        batch: envelopes that are taken at once.
-    """
-
-    def __init__(self, bound: int, batch: int) -> None:
-        self.deadline: Callable[[], float | None] = lambda: None
-        self._queue: queue.SimpleQueue[PykkaEnvelope[Any]] = queue.SimpleQueue()
-        self._held: deque[PykkaEnvelope[Any]] = deque()
-        self._bound = bound
-        self._batch = batch
-        self._lock = threading.Lock()
-        self._count = 0
-        self._closed = False
-
-    def put(self, envelope: PykkaEnvelope[Any]) -> None:
-        """Add Pykka's own messages, and whatever comes through an `ActorRef`."""
-        self._queue.put(envelope)
-
-    def deliver(self, batch: Batch) -> None:
-        """Add a batch.
-
-        Raises:
-            Overloaded: it would be over the bound; nothing was added.
-            pykka.ActorDeadError: the actor has stopped.
-        """
-        with self._lock:
-            if self._closed:
-                raise pykka.ActorDeadError("the actor has stopped")
-            if self._count + len(batch) > self._bound:
-                raise Overloaded(f"{self._count} messages wait in the mailbox")
-            self._count += len(batch)
-        self._queue.put(PykkaEnvelope(batch))
-
-    def close(self) -> None:
-        """Take no more batches: nobody will read them."""
-        with self._lock:
-            self._closed = True
-
-    def get(self) -> PykkaEnvelope[Any]:
-        """Take what waits, merged; an empty batch when the machine's deadline comes first."""
-        if self._held:
-            return self._held.popleft()
-        try:
-            first = self._queue.get(timeout=self._patience())
-        except queue.Empty:
-            return PykkaEnvelope([])
-        if not isinstance(first.message, list):
-            return first
-        batch: Batch = list(first.message)
-        while len(batch) < self._batch:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if not isinstance(more.message, list):
-                self._held.append(more)
-                break
-            batch += more.message
-        with self._lock:
-            self._count -= len(batch)
-        return PykkaEnvelope(batch)
-
-    def empty(self) -> bool:
-        """Whether nothing waits."""
-        return not self._held and self._queue.empty()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def _patience(self) -> float:
-        due = self.deadline()
-        if due is None:
-            return LONGEST_WAIT_S
-        return min(LONGEST_WAIT_S, max(0.0, due - time.monotonic()))
+TURN_S = 0.02
+"""How long an actor handles messages before it looks at the time, and lets others have their turn."""
 
 
 class MachineActor(pykka.ThreadingActor):
@@ -131,6 +49,7 @@ class MachineActor(pykka.ThreadingActor):
         make: builds the machine, at the start and after a failure.
         switch: where its messages go.
         on_give_up: called when it stops because of failures.
+        drained: set once everything that was held has been handed back, after a `Drain`.
     """
 
     use_daemon_thread = True
@@ -141,6 +60,7 @@ class MachineActor(pykka.ThreadingActor):
         switch: Switch,
         *,
         on_give_up: Callable[[str], None] | None = None,
+        drained: threading.Event | None = None,
     ) -> None:
         self._limits = switch.limits
         super().__init__()
@@ -149,6 +69,7 @@ class MachineActor(pykka.ThreadingActor):
         self.address = self._machine.address
         self._switch = switch
         self._on_give_up = on_give_up
+        self._drained = drained or threading.Event()
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
         self._gave_up = False
         self._log = log.bind(role=self.address)
@@ -157,7 +78,7 @@ class MachineActor(pykka.ThreadingActor):
         inbox.deadline = lambda: self._machine.next_deadline()  # noqa: PLW0108
 
     def _create_actor_inbox(self) -> Mailbox:  # type: ignore[override]
-        return Mailbox(self._limits.mailbox, self._limits.batch)
+        return Mailbox(self._limits.mailbox, self._limits.batch, self._limits.peer_bytes)
 
     def _mailbox(self) -> Mailbox:
         inbox: Any = self.actor_inbox
@@ -179,18 +100,42 @@ class MachineActor(pykka.ThreadingActor):
         self._give_up()
 
     def on_receive(self, message: Batch) -> None:
-        """Handle a batch, then whatever has become due, and send everything that came out."""
+        """Handle messages, then whatever has become due, and send everything that came out.
+
+        What does not fit into `TURN_S` goes back to the mailbox: a flood of costly requests keeps
+        neither a heartbeat nor another sender waiting for longer than that.
+        """
         now = time.monotonic()
-        out = self._handle_all(message, now)
+        waiting = deque(message)
+        out = self._handle_all(self._turn(waiting, now + TURN_S), now)
+        if waiting:
+            self._mailbox().put_back(list(waiting))
         due = self._machine.next_deadline()
         if due is not None and due <= now:
             out += self._handle(m.Envelope(self.address, self.address, m.Tick()), now)
         if out:
             self._switch.send(out)
+        if self._machine.drained:
+            self._drained.set()
 
-    def _handle_all(self, batch: Batch, now: float) -> Batch:
+    def _turn(self, waiting: deque[m.Envelope], until: float) -> Iterator[m.Envelope]:
+        """Take messages while there is time, opened; what nobody can open, the switch refuses."""
+        mailbox = self._mailbox()
+        began = time.monotonic()
+        while waiting:
+            envelope = waiting.popleft()
+            opened = self._switch.open(envelope)
+            if opened is not None:
+                yield opened
+            now = time.monotonic()
+            mailbox.charge(envelope.sender, now - began)
+            began = now
+            if now > until:
+                return
+
+    def _handle_all(self, turn: Iterable[m.Envelope], now: float) -> Batch:
         out: Batch = []
-        for envelope in batch:
+        for envelope in turn:
             out += self._handle(envelope, now)
         return out
 
@@ -226,7 +171,22 @@ class MachineActor(pykka.ThreadingActor):
             self._on_give_up(self.address)
 
 
-class GatewayActor(MachineActor):
+class CountingActor(MachineActor):
+    """Adds what its switch has counted to what its machine reports to people."""
+
+    def _handle(self, envelope: m.Envelope, now: float) -> Batch:
+        return [self._with_counters(answer) for answer in super()._handle(envelope, now)]
+
+    def _with_counters(self, envelope: m.Envelope) -> m.Envelope:
+        said = envelope.message
+        if not isinstance(said, m.ClusterInfo | m.RegionBeat):
+            return envelope
+        counters = {**said.counters, **self._switch.counters}
+        counted = msgspec.structs.replace(said, counters=counters)
+        return msgspec.structs.replace(envelope, message=counted)
+
+
+class GatewayActor(CountingActor):
     """A gateway on a thread of its own."""
 
     def __init__(self, address: str, switch: Switch, **options: Any) -> None:
@@ -236,7 +196,7 @@ class GatewayActor(MachineActor):
         super().__init__(make, switch, **options)
 
 
-class RegionActor(MachineActor):
+class RegionActor(CountingActor):
     """A region on a thread of its own."""
 
     def __init__(self, address: str, switch: Switch, **options: Any) -> None:
@@ -280,26 +240,45 @@ class StoreActor(MachineActor):
         super().on_stop()
         self._database.close()
 
-    def _handle_all(self, batch: Batch, now: float) -> Batch:
-        try:
-            return self._commit(batch, now)
-        except StorageError as error:
-            if len(batch) == 1:
-                return self._refuse(batch[0], error)
-        except Exception:  # noqa: BLE001 - the shell's boundary
-            if len(batch) == 1:
-                self._failed(batch[0], now)
-                return self._refuse(batch[0], StorageError("the request broke the store"))
-        return [answer for envelope in batch for answer in self._handle_all([envelope], now)]
-
-    def _commit(self, batch: Batch, now: float) -> Batch:
-        if not batch:
+    def _handle_all(self, turn: Iterable[m.Envelope], now: float) -> Batch:
+        more = iter(turn)
+        taken = list(itertools.islice(more, 1))
+        if not taken:
             return []
-        out: Batch = []
+        try:
+            return self._commit(taken, more, now)
+        except StorageError as error:
+            if len(taken) == 1:
+                return self._refuse(taken[0], error)
+        except Exception:  # noqa: BLE001 - the shell's boundary
+            if len(taken) == 1:
+                self._failed(taken[0], now)
+                return self._refuse(taken[0], StorageError("the request broke the store"))
+        return [answer for envelope in taken for answer in self._handle_all([envelope], now)]
+
+    def _commit(self, taken: Batch, more: Iterable[m.Envelope], now: float) -> Batch:
+        """Handle what was taken and what more the turn has; adds that to `taken`."""
         with self._database.transaction():
-            for envelope in batch:
-                out += _envelopes(self.address, self._machine.handle(envelope, now))
+            out = self._answers(taken[0], now)
+            for envelope in more:
+                taken.append(envelope)
+                out += self._answers(envelope, now)
         return out
+
+    def _answers(self, envelope: m.Envelope, now: float) -> Batch:
+        sends = self._machine.handle(envelope, now)
+        for send in sends:
+            self._count(send.message)
+        return _envelopes(self.address, sends)
+
+    def _count(self, answer: m.Message) -> None:
+        """What was refused; in a gateway's process `agentos status --cluster` shows it."""
+        if isinstance(answer, m.Refused):
+            self._switch.counters[f"store_refused.{answer.code}"] += 1
+        elif isinstance(answer, m.Recorded) and answer.outcome == "stale":
+            self._switch.counters["writes_stale"] += 1
+        elif isinstance(answer, m.Claimed) and not answer.granted:
+            self._switch.counters["claims_not_granted"] += 1
 
     def _refuse(self, envelope: m.Envelope, error: StorageError) -> Batch:
         self._log.error("storage_failed", error=str(error))

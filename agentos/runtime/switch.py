@@ -20,6 +20,7 @@ from agentos.core import messages as m
 from agentos.core.errors import (
     AddressTaken,
     AgentOSError,
+    HostilePeerError,
     LocalProtocolError,
     Overloaded,
     RemoteProtocolError,
@@ -30,11 +31,14 @@ from agentos.core.routes import KINDS, allowed
 from agentos.registry import Transports
 from agentos.runtime.peers import Peers
 from agentos.runtime.refs import NO_SUCH_ACTOR, Asker, Ref, attach_actor
-from agentos.runtime.uplink import HELLO_FIRST, Uplink
-from agentos.runtime.wire import open_sealed
+from agentos.runtime.uplink import Uplink, hello_first
+from agentos.runtime.wire import is_refusal, open_sealed
 
 Deliver = Callable[[list[m.Envelope]], None]
 """Puts a batch into an actor's mailbox. Raises `Overloaded` when that is full."""
+
+ASKED = frozenset({"submit", "get_task", "get_progress", "list_tasks", "get_cluster"})
+"""Questions that are not asked any more when who asked has gone: nothing was promised yet."""
 
 log = structlog.get_logger()
 
@@ -68,13 +72,16 @@ class Switch:
 
     # -- actors --------------------------------------------------------------------------------
 
-    def attach(self, address: str, deliver: Deliver, *, announce: bool = True) -> None:
+    def attach(
+        self, address: str, deliver: Deliver, *, announce: bool = True, sealed: bool = False
+    ) -> None:
         """Let a local actor be reached under a name, here and from every switch above.
 
         Args:
             address: its name.
             deliver: takes batches for it; from any thread, without blocking.
             announce: whether switches above learn the name, or only this one and those below.
+            sealed: it opens what it is given itself, with `open`, when its turn has come.
 
         Raises:
             AddressTaken: the name is in use on this switch.
@@ -87,7 +94,7 @@ class Switch:
                 raise AddressTaken(f"{address!r} is attached to this switch already")
             if self._peers.route(address) is not None:
                 raise AddressTaken(f"{address!r} is the name of a child of this switch")
-            self._local[address] = self._opened(deliver)
+            self._local[address] = deliver if sealed else self._opened(deliver)
             if announce:
                 self._announced[address] = None
         if self._uplink is not None and announce:
@@ -182,15 +189,15 @@ class Switch:
     def _send(self, envelopes: Sequence[m.Envelope], uplink: Uplink | None) -> None:
         batches: dict[object, tuple[Deliver, list[m.Envelope]]] = {}
         for envelope in envelopes:
-            key, deliver = self._way(envelope.to, uplink)
+            key, deliver = self._way(envelope.to, envelope.sender, uplink)
             batches.setdefault(key, (deliver, []))[1].append(envelope)
         for deliver, batch in batches.values():
             self._try(deliver, batch)
 
-    def _way(self, to: str, uplink: Uplink | None) -> tuple[object, Deliver]:
+    def _way(self, to: str, sender: str, uplink: Uplink | None) -> tuple[object, Deliver]:
         local = self._local.get(to)
         if local is not None:
-            return to, local
+            return (to, sender), local  # one sender's bound must not be another's refusal
         connection = self._peers.route(to)
         if connection is not None:
             return connection, connection.send
@@ -215,15 +222,19 @@ class Switch:
 
     def _opened(self, deliver: Deliver) -> Deliver:
         def opened(batch: list[m.Envelope]) -> None:
-            messages = [e for e in (self._open(envelope) for envelope in batch) if e is not None]
+            messages = [e for e in (self.open(envelope) for envelope in batch) if e is not None]
             if messages:
                 deliver(messages)
 
         return opened
 
-    def _open(self, envelope: m.Envelope) -> m.Envelope | None:
+    def open(self, envelope: m.Envelope) -> m.Envelope | None:
+        """Decode a message; None when it cannot be: that is counted, and answered, here."""
         if not isinstance(envelope.message, m.Sealed):
             return envelope
+        if envelope.ref and envelope.message.kind in ASKED and not self._reaches(envelope.sender):
+            self.counters["asker_gone"] += 1
+            return None
         try:
             message = open_sealed(envelope.message, self.limits)
         except RemoteProtocolError as error:
@@ -231,6 +242,10 @@ class Switch:
             self._give_back([envelope], error)
             return None
         return m.Envelope(envelope.to, envelope.sender, message, envelope.ref)
+
+    def _reaches(self, address: str) -> bool:
+        above = self._uplink is not None
+        return above or address in self._local or self._peers.route(address) is not None
 
     def _undeliverable(self, batch: list[m.Envelope]) -> None:
         for envelope in batch:
@@ -251,7 +266,7 @@ class Switch:
         answers = [
             m.Envelope(e.sender, e.to, refused, e.ref)
             for e in batch
-            if e.ref and e.sender != e.to and not _is_refusal(e)
+            if e.ref and e.sender != e.to and not is_refusal(e)
         ]
         if answers:
             self.send(answers)
@@ -279,8 +294,11 @@ class Switch:
         self.send(onward)
 
     def failed(self, connection: Connection, error: Exception) -> None:
-        """Something came that is no envelope."""
-        self._protocol_error(connection, error)
+        """Something came that is no envelope, or from a peer that is one too many."""
+        if isinstance(error, Overloaded):
+            self.counters["connections_refused"] += 1
+        else:
+            self._protocol_error(connection, error)
 
     def closed(self, connection: Connection) -> None:
         """The peer is gone for certain."""
@@ -305,12 +323,12 @@ class Switch:
                 self._try(connection.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Pong())])
 
     def _link_message(self, connection: Connection, envelope: m.Envelope) -> None:
-        opened = self._open(envelope)
+        opened = self.open(envelope)
         if opened is None:
             return
         if isinstance(opened.message, m.Ping):
             known = self._peers.knows(connection)
-            self._answer(connection, envelope, m.Pong() if known else _hello_first())
+            self._answer(connection, envelope, m.Pong() if known else hello_first())
         elif isinstance(opened.message, m.Hello):
             self._answer(connection, envelope, self._hello(connection, opened.message))
         elif isinstance(opened.message, m.Bye):
@@ -327,9 +345,11 @@ class Switch:
             self._peers.register(connection, hello, time.monotonic(), list(self._local))
         except AgentOSError as error:
             self._log.warning("hello_refused", address=hello.address, error=str(error))
-            self.counters[f"refused.{error.code}"] += 1
+            self.counters[f"hello_refused.{error.code}"] += 1
             if isinstance(error, RemoteProtocolError):
                 self._protocol_error(connection, error)
+            if holder := self._peers.route(hello.address):  # is it gone? Only sending tells
+                self._try(holder.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Pong())])
             return m.Refused(code=error.code, reason=str(error))
         if self._uplink is not None:
             self._uplink.announce(hello.address, hello.session)
@@ -339,9 +359,9 @@ class Switch:
         if self._peers.speaks_for(connection, envelope.sender):
             return self._permitted(envelope, connection)
         known = self._peers.knows(connection)
-        self.counters["before_hello"] += not known
+        self.counters["spoke_as_another" if known else "spoke_before_hello"] += 1
         # Also to whom we know: it may have lost a name to a greeting of its own that came late.
-        self._answer(connection, envelope, _hello_first())
+        self._answer(connection, envelope, hello_first())
         reason = "which it is not" if known else "before it said hello"
         error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, {reason}")
         self._protocol_error(None if self._peers.forwards(connection) else connection, error)
@@ -355,6 +375,7 @@ class Switch:
         error = RemoteProtocolError(
             f"{envelope.sender!r} may not send {kind.__name__} to {envelope.to!r}"
         )
+        self.counters["not_permitted"] += 1
         self._protocol_error(connection, error)
         self._give_back([envelope], error)
         return False
@@ -366,7 +387,8 @@ class Switch:
         )
         if connection is None or (self._uplink is not None and self._uplink.owns(connection)):
             return
-        if self._peers.erred(connection, time.monotonic()) > self.limits.max_peer_errors:
+        errors = self._peers.erred(connection, time.monotonic())
+        if errors > self.limits.max_peer_errors or isinstance(error, HostilePeerError):
             self._log.warning("peer_disconnected", peer=connection.peer)
             self.counters["peers_disconnected"] += 1
             connection.close()
@@ -375,14 +397,3 @@ class Switch:
     def _answer(self, connection: Connection, question: m.Envelope, message: m.Message) -> None:
         answer = m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, message, question.ref)
         self._try(connection.send, [answer])
-
-
-def _hello_first() -> m.Refused:
-    return m.Refused(code=HELLO_FIRST, reason="say hello first: this connection has no name yet")
-
-
-def _is_refusal(envelope: m.Envelope) -> bool:
-    message = envelope.message
-    return isinstance(message, m.Refused) or (
-        isinstance(message, m.Sealed) and message.kind == "refused"
-    )

@@ -21,6 +21,11 @@ HELLO_FIRST = "hello_first"
 """The code of a refusal: the parent does not know this connection."""
 
 
+def hello_first() -> m.Refused:
+    """What a parent answers to a connection that has no name."""
+    return m.Refused(code=HELLO_FIRST, reason="say hello first: this connection has no name yet")
+
+
 class Uplink:
     """A connection to one of several parents, and a thread that keeps it.
 

@@ -23,7 +23,7 @@ import orjson
 from agentos.core import jsontext
 from agentos.core.errors import GraphError, LocalProtocolError, RemoteProtocolError
 from agentos.core.limits import MAX_INT, Limits
-from agentos.core.messages import Envelope, Message, Sealed, is_address
+from agentos.core.messages import Envelope, Message, Refused, Sealed, is_address
 from agentos.core.routes import KINDS
 
 VERSION: Final = b"AOS1"
@@ -160,6 +160,14 @@ def open_sealed(sealed: Sealed, limits: Limits) -> Message:
     except (msgspec.ValidationError, GraphError) as error:
         raise RemoteProtocolError(f"{kind}: {_shorten(error)}") from None
     return message
+
+
+def is_refusal(envelope: Envelope) -> bool:
+    """Whether it carries a `Refused`, opened or not."""
+    message = envelope.message
+    return isinstance(message, Refused) or (
+        isinstance(message, Sealed) and message.kind == "refused"
+    )
 
 
 def _is_suspicious(value: Any, max_depth: int) -> bool:

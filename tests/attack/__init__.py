@@ -1,0 +1,1 @@
+"""Attacks on a real cluster, measured from a good client's side: `python -m tests.attack`."""

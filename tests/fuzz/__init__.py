@@ -1,0 +1,1 @@
+"""Fuzz targets for what comes off the wire: `python -m tests.fuzz`."""

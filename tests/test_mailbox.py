@@ -1,0 +1,76 @@
+"""The mailbox's fairness: nobody's flood is another's wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentos.core import messages as m
+from agentos.core.errors import Overloaded
+from agentos.core.messages.base import MESSAGE_BYTES as SMALL
+from agentos.runtime.mailbox import Mailbox
+
+
+def said(sender: str, value: Any, size: int = 0) -> m.Envelope:
+    return m.Envelope("worker/x", sender, m.Sealed("say", b"%d" % value + b" " * size), "")
+
+
+def taken(mailbox: Mailbox) -> list[tuple[str, int]]:
+    return [(e.sender, int(e.message.body)) for e in mailbox.get().message]
+
+
+def test_a_flood_is_not_in_the_way() -> None:
+    """Who says one thing after another has said a thousand is heard with the next batch."""
+    mailbox = Mailbox(bound=10_000, batch=4)
+    mailbox.deliver([said("client/flood", i) for i in range(1_000)])
+    assert len(taken(mailbox)) == 4
+    mailbox.deliver([said("client/good", 0)])
+    assert ("client/good", 0) in taken(mailbox)
+
+
+def test_costly_messages_have_fewer_turns() -> None:
+    """It is the actor's time that is shared, not the number of messages; each keeps its order."""
+    mailbox = Mailbox(bound=10_000, batch=1)
+    mailbox.deliver([said("client/a/costly", i) for i in range(100)])
+    mailbox.deliver([said("client/b/cheap", i) for i in range(500)])
+    heard = []
+    for _ in range(303):
+        ((sender, value),) = taken(mailbox)
+        mailbox.charge(sender, 0.1 if sender == "client/a/costly" else 0.001)
+        heard.append((sender, value))
+    costly = [value for sender, value in heard if sender == "client/a/costly"]
+    cheap = [value for sender, value in heard if sender == "client/b/cheap"]
+    assert len(costly) <= 6
+    assert costly == list(range(len(costly)))
+    assert cheap == list(range(len(cheap)))
+
+
+def test_what_was_not_come_to_is_next() -> None:
+    """What an actor puts back keeps its place before what the same sender said later."""
+    mailbox = Mailbox(bound=100, batch=10)
+    mailbox.deliver([said("client/a", i) for i in range(4)])
+    batch = mailbox.get().message
+    mailbox.deliver([said("client/a", 4), said("client/b", 0)])
+    mailbox.put_back(batch[1:])
+    again = taken(mailbox)
+    assert [value for sender, value in again if sender == "client/a"] == [1, 2, 3, 4]
+    assert ("client/b", 0) in again
+    assert len(mailbox) == 0
+    assert mailbox.empty()
+
+
+def test_nobody_has_more_than_a_share() -> None:
+    """One sender's bytes are bounded, in small messages and in large ones; the others' are theirs."""
+    mailbox = Mailbox(bound=10_000, batch=100, share=10 * SMALL)
+    for i in range(9):
+        mailbox.deliver([said("client/a", i)])
+    with pytest.raises(Overloaded, match="client/a"):
+        mailbox.deliver([said("client/a", 9, size=2 * SMALL)])
+    mailbox.deliver([said("client/b", 0, size=100 * SMALL)])  # one alone is always let in
+    with pytest.raises(Overloaded, match="client/b"):
+        mailbox.deliver([said("client/b", 1)])
+    assert len(taken(mailbox)) == 10
+    mailbox.deliver([said("client/a", 9, size=2 * SMALL), said("client/b", 1)])
+    assert len(taken(mailbox)) == 2
+    assert not mailbox._weights

@@ -1,0 +1,159 @@
+"""What libzmq does not defend itself against: endless messages, crowds, crashes from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import socket as bsd
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import msgspec
+import psutil
+import pytest
+import zmq
+
+from agentos.core import messages as m
+from agentos.core.errors import HostilePeerError, Overloaded
+from agentos.runtime.wire import JsonCodec
+from agentos.testing.transport_recorder import Recorder, eventually
+from agentos.transports.zeromq import ZeroMQTransport
+from tests.attack.peer import Peer, frame, handshake, tcp
+from tests.switches import FAST
+
+LIMITS = msgspec.structs.replace(FAST, max_children=20)
+HELLO = (b"AOS1", b"", b"client/x", b"r", b"ping", b"{}")
+
+
+@pytest.fixture
+def transport() -> Iterator[ZeroMQTransport]:
+    made = ZeroMQTransport(JsonCodec(LIMITS), LIMITS)
+    yield made
+    made.close()
+
+
+def ended(connection: bsd.socket) -> bool:
+    """Whether the other end closes the connection, within a while."""
+    connection.settimeout(20)
+    with contextlib.suppress(ConnectionError):
+        while connection.recv(1 << 16):
+            pass
+    return True
+
+
+def test_an_endless_message_is_cut_off(transport: ZeroMQTransport) -> None:
+    """Frames that promise more for ever are not gathered: their sender is disconnected, and told of."""
+    inbox = Recorder()
+    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    before = psutil.Process().memory_info().rss
+    with tcp(url) as connection:
+        handshake(connection)
+        blob = frame(b"x" * 200, more=True) * 5_000
+        with contextlib.suppress(OSError):
+            connection.settimeout(20)
+            for _ in range(1_000):  # a gigabyte
+                connection.sendall(blob)
+        assert ended(connection)
+    eventually(lambda: len(inbox.errors) == 1)
+    assert isinstance(inbox.errors[0][1], HostilePeerError)
+    assert psutil.Process().memory_info().rss - before < 500e6
+
+
+def test_too_many_frames_are_the_end(transport: ZeroMQTransport) -> None:
+    """A message of more frames than any envelope ends the connection at once, for real."""
+    inbox = Recorder()
+    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    with zmq.Context() as context, contextlib.closing(Peer(context, url)) as peer:
+        peer.raw(*[b"x"] * 100)
+        assert peer.monitor.poll(20_000)
+    assert [type(error) for _, error in inbox.errors][:1] == [HostilePeerError]
+
+
+def test_silent_connections_make_room(transport: ZeroMQTransport) -> None:
+    """More connections than children may be are ended, the silent ones first; who speaks is heard."""
+    inbox = Recorder()
+    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        good = stack.enter_context(contextlib.closing(Peer(context, url)))
+        good.raw(*HELLO)
+        inbox.wait_for(1)
+        crowd = [stack.enter_context(tcp(url)) for _ in range(LIMITS.max_children + 10)]
+        eventually(lambda: len(inbox.errors) >= 10)
+        assert all(isinstance(error, Overloaded) for _, error in inbox.errors)
+        assert ended(crowd[0])
+        good.raw(*HELLO)
+        inbox.wait_for(2)
+        assert not good.disconnections()
+
+
+def test_a_connection_that_ends_is_noticed(transport: ZeroMQTransport) -> None:
+    """A ROUTER does not say that a peer has gone; the listener does, after it has heard its last."""
+    inbox = Recorder()
+    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    with zmq.Context() as context:
+        peer = Peer(context, url)
+        peer.raw(*HELLO)
+        inbox.wait_for(1)
+        peer.close()
+        eventually(lambda: len(inbox.ended) == 1)
+
+
+def test_what_nobody_reads_is_bounded_in_bytes(transport: ZeroMQTransport) -> None:
+    """Large answers to a peer that does not read are refused long before their number is too large."""
+    inbox = Recorder()
+    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    with tcp(url) as connection:
+        handshake(connection)
+        parts = [frame(part, more=i < 5) for i, part in enumerate(HELLO)]
+        connection.sendall(b"".join(parts))
+        inbox.wait_for(1)
+        (child,) = inbox.connections()
+        answer = m.Envelope("client/x", "store", m.Sealed("task_list", b" " * 1_000_000))
+        refused = ""
+        for _ in range(1_000):
+            try:
+                child.send([answer])
+            except Overloaded as error:
+                refused = str(error)
+                break
+        assert "bytes wait" in refused
+
+
+def test_a_reset_amid_a_flood_does_not_end_the_process() -> None:
+    """A peer that floods a busy listener and resets the connection cannot abort it."""
+    script = textwrap.dedent("""
+        import contextlib, socket, struct, sys, time
+        import msgspec
+        from agentos.runtime.wire import JsonCodec
+        from agentos.testing.transport_recorder import Recorder
+        from agentos.transports.zeromq import ZeroMQTransport
+        from tests.attack.peer import frame, handshake, tcp
+        from tests.switches import FAST
+
+        class Busy(Recorder):
+            def failed(self, connection, error):
+                time.sleep(3.0)
+
+        limits = msgspec.structs.replace(FAST, link_ping_s=1.5)
+        transport = ZeroMQTransport(JsonCodec(limits), limits)
+        url = transport.listen("tcp://127.0.0.1:*", Busy()).url
+        connection = tcp(url)
+        handshake(connection)
+        connection.settimeout(0.3)
+        with contextlib.suppress(OSError):
+            for _ in range(10_000):
+                connection.sendall(frame(b"x" * 100, more=False) * 1_000)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+        time.sleep(2.5)
+        print("alive", flush=True)
+        import os
+        os._exit(0)
+    """)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+    assert "alive" in done.stdout

@@ -1,0 +1,187 @@
+"""The connections of one listener as the kernel sees them, for what ZeroMQ does not show.
+
+libzmq bounds a frame (ZMQ_MAXMSGSIZE) and counts whole messages (ZMQ_RCVHWM), but the frames of a
+message that never ends gather in its memory; and a ROUTER can neither disconnect a peer nor say
+who connected and is silent. All three can be done at the file descriptor: the kernel counts the
+bytes that came (TCP_INFO), and shutdown(2) ends a connection, which libzmq then cleans up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket as bsd
+import struct
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import structlog
+import zmq
+
+from agentos.core.limits import Limits
+from agentos.transports.zeromq_io import Socket
+
+log = structlog.get_logger(__name__)
+
+LOOK_S: Final = 0.1
+"""How often the door looks: what an endless message may bring in between is not bounded."""
+SLACK_BYTES: Final = 64 * 1024
+"""Headers, and the beginning of the next message, beside the largest frame."""
+_TCP_INFO: Final = getattr(bsd, "TCP_INFO", None)
+FIRST_BYTES: Final = 64 * 1024
+"""For the first message of a connection: honest peers begin with a greeting."""
+_WINDOW_CLAMP: Final = getattr(bsd, "TCP_WINDOW_CLAMP", None)
+_RECEIVED_AT: Final = 128
+"""Where Linux has `tcpi_bytes_received` in `struct tcp_info` (since 4.1)."""
+
+
+class Visitor:
+    """One connection. `mark`: the bytes that had come over it when it was last heard."""
+
+    __slots__ = ("mark", "refused", "spoke", "told")
+
+    def __init__(self) -> None:
+        self.mark = 0
+        self.spoke = False
+        """Whether it has ever said anything."""
+        self.told = False
+        """Whether it has since the last look."""
+        self.refused = False
+        """Whether it is to be ended: at the next look, so that an answer on its way may arrive."""
+
+    def heard(self) -> None:
+        """A message has come over it."""
+        self.spoke = self.told = True
+
+
+class Door:
+    """Watches the connections of a listener. In the I/O thread only.
+
+    Args:
+        events: the listener's monitor, which tells who was accepted (`zmq.EVENT_ACCEPTED`).
+        url: where it listens.
+        limits: `max_frame_bytes`, `max_children`.
+    """
+
+    def __init__(self, events: Socket, url: str, limits: Limits) -> None:
+        self._events = events
+        scheme, _, place = url.partition("://")
+        self._name: int | str = int(place.rpartition(":")[2]) if scheme == "tcp" else place
+        self._bound = limits.max_frame_bytes + SLACK_BYTES
+        self._sum = limits.peer_bytes
+        """Of what all have sent that is not a whole message yet."""
+        self._max = limits.max_children
+        self._left: list[Visitor] = []
+        self._leaving: list[Visitor] = []
+        self._visitors: dict[int, Visitor] = {}
+        """By file descriptor, in the order in which they came."""
+        self._looked_at = time.monotonic()
+
+    def __len__(self) -> int:
+        return len(self._visitors)
+
+    def find(self, fd: int) -> Visitor:
+        """The connection with this descriptor. It stays the same one when the number is reused."""
+        self.admit()
+        return self._visitors.get(fd) or Visitor()
+
+    def admit(self, _events: int = 0) -> bool:
+        """Note who was accepted; returns whether the listener itself was closed."""
+        closed = False
+        while self._events.poll(0):
+            event, value = struct.unpack("=hi", self._events.recv_multipart()[0])
+            if event == zmq.EVENT_ACCEPTED:
+                self._visitors.pop(value, None)  # the number was another connection's before
+                self._visitors[value] = Visitor()
+            closed |= event == zmq.EVENT_CLOSED
+        return closed
+
+    def look(self) -> list[Visitor]:
+        """End what has to be; returns those whose message did not end.
+
+        Like every judge here it gives all a fresh start when it stood still itself.
+        """
+        self.admit()
+        now = time.monotonic()
+        late = now - self._looked_at > 3 * LOOK_S
+        self._looked_at = now
+        endless, unread = [], {}
+        for fd, visitor in list(self._visitors.items()):
+            received = self._received(fd)
+            if received is None:
+                del self._visitors[fd]
+                self._left.append(visitor)
+            elif visitor.refused:
+                self._end(fd)
+            elif visitor.told or late:
+                visitor.told, visitor.mark = False, received
+            elif received > visitor.mark:
+                unread[fd] = received - visitor.mark
+        for fd in sorted(unread, key=unread.__getitem__, reverse=True):
+            bound = self._bound if self._visitors[fd].spoke else FIRST_BYTES
+            if unread[fd] > bound or sum(unread.values()) > self._sum:
+                endless.append(self._visitors[fd])
+                self._end(fd)
+                del unread[fd]
+        return endless
+
+    def left(self) -> list[Visitor]:
+        """Those who were gone at the look before the last, and were not heard since."""
+        gone = [visitor for visitor in self._leaving if not visitor.told]
+        still = [visitor for visitor in self._leaving if visitor.told]
+        for visitor in still:
+            visitor.told = False
+        self._leaving, self._left = [*self._left, *still], []
+        return gone
+
+    def crowd_out(self) -> list[Visitor]:
+        """End the oldest connections that have never said anything, if there are too many."""
+        surplus = max(0, len(self._visitors) - self._max)
+        silent = [(fd, v) for fd, v in self._visitors.items() if surplus and not v.spoke]
+        for fd, _ in silent[:surplus]:
+            self._end(fd)
+        return [visitor for _, visitor in silent[:surplus]]
+
+    def _end(self, fd: int) -> None:
+        """Let libzmq find the end of the stream, as if the peer had closed its side.
+
+        Not SHUT_RDWR, after which libzmq takes another path, with assertions, when it has stopped
+        reading. What a peer goes on sending would be read before the end: its window is closed.
+        """
+        with contextlib.suppress(OSError), _borrowed(fd) as connection:
+            if self._is_ours(connection):
+                if _WINDOW_CLAMP is not None and connection.family != bsd.AF_UNIX:
+                    connection.setsockopt(bsd.IPPROTO_TCP, _WINDOW_CLAMP, 1)
+                connection.shutdown(bsd.SHUT_RD)
+        self._visitors.pop(fd, None)
+
+    def _received(self, fd: int) -> int | None:
+        """Bytes that have come over a connection; None when it is not there any more."""
+        try:
+            with _borrowed(fd) as connection:
+                if not self._is_ours(connection):
+                    return None
+                if connection.family == bsd.AF_UNIX or _TCP_INFO is None:
+                    return 0
+                info = connection.getsockopt(bsd.IPPROTO_TCP, _TCP_INFO, _RECEIVED_AT + 8)
+        except OSError:
+            return None
+        if len(info) < _RECEIVED_AT + 8:
+            return 0
+        received: int = struct.unpack_from("=Q", info, _RECEIVED_AT)[0]
+        return received
+
+    def _is_ours(self, connection: bsd.socket) -> bool:
+        """Whether libzmq has not closed it: its number may be another file's by now."""
+        here = connection.getsockname()
+        return self._name == (here if isinstance(here, str) else here[1])
+
+
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Iterator[bsd.socket]:
+    """A socket object on libzmq's descriptor, which stays libzmq's."""
+    connection = bsd.socket(fileno=fd)
+    try:
+        yield connection
+    finally:
+        connection.detach()
