@@ -36,6 +36,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "registry": frozenset({"core"}),
     "runtime": frozenset({"core", "answers", "registry", "runtime"}),
     "simulation": frozenset({"core", "simulation", "storage"}),
+    "loadtest": frozenset({"core", "client", "handles", "loadtest"}),
 }
 """What a room may import. Rooms that are not here may import all but the adapters and the CLI."""
 

@@ -60,6 +60,7 @@ def run(url: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int
     """Run a client command; returns its exit code, output and errors."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
+        logs.configure("error")  # the cluster is in this process, and may have something to say
         capsys.readouterr()
         code = main([*arguments, "--url", url])
         return code, *capsys.readouterr()

@@ -95,7 +95,7 @@ def test_the_command_is_there(installed: Path) -> None:
     )
     scripts, extras = run(installed, code).splitlines()
     assert scripts == "['agentos.cli:main']"
-    assert extras == "['dev', 'local']"
+    assert extras == "['dev', 'load', 'local']"
 
 
 def test_the_public_names_are_these() -> None:
