@@ -7,7 +7,7 @@ from pathlib import Path
 
 from agentos.core import errors
 from agentos.core.routes import ROUTES, kind_of
-from agentos.runtime import refs, switch
+from agentos.runtime import refs, uplink
 
 ROOT = Path(__file__).parent.parent
 ORDER = ("link", "client", "gateway", "store", "region", "proxy", "agents", "actor")
@@ -40,7 +40,7 @@ def test_the_refusals_of_the_protocol_are_those_of_the_code() -> None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.AgentOSError)
     }
-    known |= {switch.HELLO_FIRST, refs.NO_SUCH_ACTOR, refs.RemoteActorError.code}
+    known |= {uplink.HELLO_FIRST, refs.NO_SUCH_ACTOR, refs.RemoteActorError.code}
     assert codes <= known
     assert len(codes) >= 10
 

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from agentos.cli import demo, output, roles, tasks
+from agentos.cli import demo, load, output, roles, simulate, tasks
 from agentos.cli.options import Interrupted, Json
 from agentos.core import errors
 
@@ -105,6 +105,7 @@ def _panels() -> dict[str, dict[str, Callable[..., object]]]:
             "store": roles.store,
             "region": roles.region,
             "proxy": roles.proxy,
+            "restart": roles.restart,
             "cleanup": roles.cleanup,
         },
         "Use a cluster": {
@@ -115,8 +116,9 @@ def _panels() -> dict[str, dict[str, Callable[..., object]]]:
             "cancel": tasks.cancel,
             "list": tasks.list_,
             "check": tasks.check,
+            "load": load.load,
         },
-        "This program": {"version": version},
+        "This program": {"simulate": simulate.simulate_, "version": version},
     }
 
 

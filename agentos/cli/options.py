@@ -14,6 +14,8 @@ from agentos import logs
 from agentos.blocking import Client
 from agentos.config import Config, load
 from agentos.core.limits import MAX_INT
+from agentos.datadir import living_cluster
+from agentos.topology import ClusterConfig
 
 Url = Annotated[
     str | None,
@@ -21,7 +23,8 @@ Url = Annotated[
         "--url",
         envvar="AGENTOS_URL",
         metavar="URL[,URL]",
-        help="The gateways to talk to, tried in order. Default: tcp://127.0.0.1:7170.",
+        help="The gateways to talk to, tried in order. Default: those of the `agentos up` whose "
+        "data folder is here, else tcp://127.0.0.1:7170.",
     ),
 ]
 Json = Annotated[
@@ -90,7 +93,18 @@ def connect(url: str | None, log_level: str = "error", timeout_s: float = 10.0) 
         ClusterUnreachable: no gateway answers.
     """
     logs.configure(log_level)
-    return Client(urls(url) if url else None, timeout_s=timeout_s)
+    return Client(gateways(url), timeout_s=timeout_s)
+
+
+def gateways(url: str | None) -> tuple[str, ...] | None:
+    """The URLs that `--url` names, else those of this folder's cluster; None for the default."""
+    return urls(url) if url else _of_this_folder()
+
+
+def _of_this_folder() -> tuple[str, ...] | None:
+    """All gateways of the cluster whose data folder is here, if there is one."""
+    record = living_cluster(os.environ.get("AGENTOS_DATA") or ClusterConfig().data)
+    return record.urls if record is not None else None
 
 
 def configuration(file: Path | None, *, keys: bool = True) -> Config:

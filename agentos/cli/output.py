@@ -82,8 +82,9 @@ def task_document(task: m.TaskInfo) -> dict[str, Any]:
 
 
 def count(number: int, what: str) -> str:
-    """A number of things in words: `1 proxy`, `2 proxies`."""
-    plural = what.removesuffix("y") + ("ies" if what.endswith("y") else "s")
+    """A number of things in words: `1 proxy`, `2 proxies`, `2 gateways`."""
+    ies = what.endswith("y") and what[-2] not in "aeiou"
+    plural = what[:-1] + "ies" if ies else what + "s"
     return f"{number} {what if number == 1 else plural}"
 
 

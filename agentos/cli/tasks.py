@@ -159,8 +159,10 @@ def _print_cluster(info: m.ClusterInfo, *, as_json: bool) -> None:
             for p in region.proxies
         ]
     output.table(("role", "state", "tasks", "calls", "agents"), rows)
-    if info.counters:
-        output.table(("event", "count"), sorted(info.counters.items()))
+    counted = [(info.gateway, info.counters), *((r.address, r.counters) for r in info.regions)]
+    events = [(role, *event) for role, counters in counted for event in sorted(counters.items())]
+    if events:
+        output.table(("role", "event", "count"), events)
 
 
 def result(
