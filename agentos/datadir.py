@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import fnmatch
 import os
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,9 +19,11 @@ from typing import Self
 import msgspec
 import psutil
 
-from agentos.core.errors import AddressTaken, ConfigError
+from agentos.core.errors import AddressTaken, AgentOSError, ConfigError
+from agentos.core.fields import hint
 
 END_S = 5.0
+LOOK_S = 0.05
 START_TOLERANCE_S = 1.5
 """Start times are derived from the wall clock at boot, which may be set in between."""
 
@@ -71,11 +76,12 @@ class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`cluster.json`: the supervisor, then every role that it runs."""
+    """`cluster.json`: the gateways' URLs (the first one, and all), the supervisor, every role."""
 
     url: str
     supervisor: RoleProcess
     roles: tuple[RoleProcess, ...]
+    urls: tuple[str, ...] = ()
 
 
 class _Holder(msgspec.Struct):
@@ -186,6 +192,74 @@ def read_record(path: str | Path) -> ClusterRecord | None:
         raise ConfigError(f"{file}: {error.strerror or error}") from error
     except msgspec.DecodeError as error:
         raise ConfigError(f"{file}: is not a list of a cluster's processes: {error}") from error
+
+
+def living_cluster(path: str | Path) -> ClusterRecord | None:
+    """The record of a data folder, if the `agentos up` that wrote it is alive.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    record = read_record(path)
+    return record if record is not None and record.supervisor.find() is not None else None
+
+
+def restart(
+    path: str | Path, patterns: Sequence[str], timeout_s: float
+) -> Iterator[tuple[str, RoleProcess]]:
+    """A rolling restart: stop roles of a running `agentos up` in order, one after the other.
+
+    Each is asked with SIGTERM, as anybody may ask it; `up` starts what has stopped again at once,
+    and the next role is not touched before this one is back.
+
+    Args:
+        path: the data folder.
+        patterns: roles by name, or by a shell's pattern like `proxy/eu/*`.
+        timeout_s: seconds that one role may take to stop and to come back.
+
+    Yields:
+        `("stops", process)` when a role was asked, `("back", process)` when it is ready again.
+
+    Raises:
+        ConfigError: there is no running cluster, or no role of such a name.
+        AgentOSError: a role did not come back in time.
+    """
+    record = _running(path)
+    names = [role.name for role in record.roles]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            known = hint(pattern, names) or f"; there are {', '.join(names)}"
+            raise ConfigError(f"the cluster at {record.url} has no role {pattern!r}{known}")
+    for name in names:
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
+            old = _role(_running(path), name)
+            if process := old.find():
+                yield "stops", old
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            yield "back", _await_successor(path, old, timeout_s)
+
+
+def _await_successor(path: str | Path, old: RoleProcess, timeout_s: float) -> RoleProcess:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        now = _role(_running(path), old.name)
+        if now.pid != old.pid and now.find() is not None:
+            return now
+        if time.monotonic() > deadline:
+            raise AgentOSError(f"{old.name} (process {old.pid}) is not back within {timeout_s:g} s")
+        time.sleep(LOOK_S)
+
+
+def _running(path: str | Path) -> ClusterRecord:
+    record = living_cluster(path)
+    if record is None:
+        raise ConfigError(f"no `agentos up` runs on the data folder {path}")
+    return record
+
+
+def _role(record: ClusterRecord, name: str) -> RoleProcess:
+    return next(role for role in record.roles if role.name == name)
 
 
 def cleanup(path: str | Path, grace_s: float = END_S) -> dict[str, str]:

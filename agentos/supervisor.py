@@ -3,7 +3,8 @@
 All processes start at once, and each is told its parents as soon as they are known, so that
 starting a cluster takes as long as starting one role. A role that dies is started again after a
 back-off, within a budget: the policy of an OTP supervisor (`one_for_one`, with a restart
-intensity), which needs no more, because the roles find each other again by themselves.
+intensity), which needs no more, because the roles find each other again by themselves. A role
+that was asked to stop (`agentos restart` does) and did is started again at once.
 """
 
 from __future__ import annotations
@@ -11,28 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
-import sys
-import time
-from collections import deque
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
 import structlog
 
 from agentos.agents.local_model import LocalModelServer
+from agentos.children import Child, Dialled, direct, ended
 from agentos.config import Config, needs_local_model
 from agentos.core.errors import AgentOSError, ConfigError
 from agentos.datadir import ClusterRecord, DataFolder, RoleProcess
-from agentos.role import WRONG, Ready, RoleSpec
+from agentos.role import RoleSpec
+from agentos.topology import ClusterConfig
 
-MAX_RESTARTS = 5
-RESTART_WINDOW_S = 60.0
-"""More deaths of one role within this time, and something is wrong that restarts do not cure."""
-BACKOFF_S = (0.1, 5.0)
 START_S = 60.0
 """How long the cluster may take to be ready, the local model included."""
 KILL_AFTER_S = 2.0
@@ -40,41 +35,6 @@ KILL_AFTER_S = 2.0
 ANY_PORT = "tcp://127.0.0.1:*"
 
 log = structlog.get_logger()
-
-
-class Child:
-    """One role and the process that runs it now.
-
-    Args:
-        spec: the role; its parents are filled in when they are known.
-        parent: the role above it.
-    """
-
-    def __init__(self, spec: RoleSpec, parent: Child | None) -> None:
-        self.spec = spec
-        self.name = spec.role
-        self.parent = parent
-        self.process: asyncio.subprocess.Process | None = None
-        self.record: RoleProcess | None = None
-        self.url = ""
-        self.error = ""
-        self.ready = asyncio.Event()
-        self.deaths: deque[float] = deque(maxlen=MAX_RESTARTS + 1)
-
-    @property
-    def pid(self) -> int:
-        """Its process id; 0 before the first start."""
-        return self.process.pid if self.process else 0
-
-    def hear(self, line: bytes) -> None:
-        """The first line that the process printed: it is ready, or says why not."""
-        report = msgspec.json.decode(line, type=Ready)
-        self.error = report.error
-        if not report.error:
-            self.url = report.url
-            # Those below know this address: the next process of the role takes it again.
-            self.spec = msgspec.structs.replace(self.spec, listen=report.url or self.spec.listen)
-            self.ready.set()
 
 
 class Supervisor:
@@ -87,6 +47,7 @@ class Supervisor:
         log_level: the roles'.
         log_json: whether the roles log JSON lines.
         on_ready: told once, when every role is connected.
+        dialled: where a role dials to reach one above it; a test puts links there that it can cut.
     """
 
     def __init__(
@@ -96,18 +57,28 @@ class Supervisor:
         log_level: str,
         on_ready: Callable[[ClusterRecord], None],
         log_json: bool = False,
+        dialled: Dialled = direct,
     ) -> None:
         self._config = config.check_offers()
         self._log_level = log_level
         self._log_json = log_json
+        self._dialled = dialled
         self._on_ready = on_ready
         self._model = LocalModelServer()
-        self._gateway = self._child("gateway/main", config.cluster.listen, None)
-        regions = config.cluster.region_names
-        self._regions = [self._child(f"region/{name}", ANY_PORT, self._gateway) for name in regions]
+        cluster = config.cluster
+        self._store = [self._child("store", ANY_PORT)] if cluster.store_apart else []
+        self._gateways = [
+            self._child(f"gateway/{name}", url, self._store)
+            for name, url in zip(cluster.gateway_names, _gateway_urls(cluster), strict=True)
+        ]
+        self._regions = [
+            self._child(f"region/{name}", ANY_PORT, _turned(self._gateways, i))
+            for i, name in enumerate(cluster.region_names)
+        ]
+        regions = dict(zip(cluster.region_names, self._regions, strict=True))
         self._proxies = [
-            self._child(f"proxy/{name}", "", self._regions[regions.index(name.rpartition("/")[0])])
-            for name in config.cluster.proxy_names
+            self._child(f"proxy/{name}", "", [regions[name.rpartition("/")[0]]])
+            for name in cluster.proxy_names
         ]
 
     async def run(self) -> int:
@@ -166,22 +137,23 @@ class Supervisor:
 
     @property
     def _children(self) -> list[Child]:
-        return [self._gateway, *self._regions, *self._proxies]
+        return [*self._store, *self._gateways, *self._regions, *self._proxies]
 
-    def _child(self, role: str, listen: str, parent: Child | None) -> Child:
+    def _child(self, role: str, listen: str, parents: Sequence[Child] = ()) -> Child:
         cluster = self._config.cluster
         database = cluster.database or f"sqlite:///{os.path.abspath(cluster.data)}/agentos.db"  # noqa: PTH100
         kind, _, name = role.partition("/")
+        has_database = kind == "store" or (kind == "gateway" and not parents)
         spec = RoleSpec(
             role=role,
             listen=listen,
-            database=database if kind == "gateway" else "",
+            database=database if has_database else "",
             agents=self._config.offered_by(name) if kind == "proxy" else {},
             limits=self._config.limits,
             log_level=self._log_level,
             log_json=self._log_json,
         )
-        return Child(spec, parent)
+        return Child(spec, parents, cluster, self._dialled)
 
     async def _start_model(self) -> None:
         if needs_local_model(self._config.agents.values()):
@@ -196,82 +168,36 @@ class Supervisor:
     # -- one role --------------------------------------------------------------------------------
 
     async def _keep(self, child: Child, model: asyncio.Task[None]) -> None:
-        """Run a role, and run it again when it dies, for as long as the budget lasts."""
+        """Run a role, and run it again when it ends, for as long as the budget lasts."""
         while True:
-            process = await self._spawn(child)
+            again = child.ready.is_set()
+            # Who has the database open holds the folder for as long as it lives.
+            await child.spawn((self._folder.lock,) if child.spec.database else ())
             if needs_local_model(child.spec.agents.values()):
                 await asyncio.shield(model)
-            await self._live(child, process)
-            status = await process.wait()
-            self._count_death(child, status)
-            low, high = BACKOFF_S
-            most = min(high, low * 2.0 ** len(child.deaths))
-            await asyncio.sleep(low + random.random() * most)  # noqa: S311 - jitter
-
-    async def _spawn(self, child: Child) -> asyncio.subprocess.Process:
-        child.error = ""
-        child.process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "agentos.role", child.name),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C reaches a terminal's whole process group; the roles stop in order instead.
-            start_new_session=True,
-            # The gateway has the database open: the folder is taken for as long as it lives.
-            pass_fds=(self._folder.lock,) if child is self._gateway else (),
-        )
-        child.record = RoleProcess.of(child.name, process.pid, child.url)
-        return process
-
-    async def _live(self, child: Child, process: asyncio.subprocess.Process) -> None:
-        """Tell a process what it is, and hear what it says, until it closes its output."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        spec = child.spec
-        if child.parent is not None:
-            await child.parent.ready.wait()
-            spec = msgspec.structs.replace(
-                spec, parents=(_dialled(child.parent.url),), local_url=self._model.url
-            )
-        process.stdin.write(msgspec.json.encode(spec) + b"\n")
-        with contextlib.suppress(ConnectionError):  # it has died: its status says why
-            await process.stdin.drain()
-        again = child.ready.is_set()
-        if line := await process.stdout.readline():
-            child.hear(line)
-            child.record = RoleProcess.of(child.name, process.pid, child.url)
-            if again and not child.error:
-                log.warning("role_restarted", role=child.name, pid=process.pid, url=child.url)
-                self._write_record()
-        await process.stdout.read()
-
-    def _count_death(self, child: Child, status: int) -> None:
-        """Note that a role died.
-
-        Raises:
-            ConfigError: the cluster was not up yet, and what was asked of the role cannot be.
-            AgentOSError: the cluster was not up yet, or the budget is spent.
-        """
-        what = f"{child.name} (process {child.pid}) {_ended(status)}"
-        if not child.ready.is_set():
-            kind = ConfigError if status == WRONG else AgentOSError
-            raise kind(f"{child.name}: {child.error}" if child.error else what)
-        now = time.monotonic()
-        child.deaths.append(now)
-        log.error(
-            "role_died", role=child.name, pid=child.pid, status=_ended(status), reason=child.error
-        )
-        if len(child.deaths) > MAX_RESTARTS and now - child.deaths[0] < RESTART_WINDOW_S:
-            reason = f": {child.error}" if child.error else ""
-            raise AgentOSError(
-                f"{what}{reason}; it was restarted {MAX_RESTARTS} times within "
-                f"{RESTART_WINDOW_S:g} s, so the cluster is stopped"
-            )
+            if await child.begin(self._model.url) and again:
+                log.warning("role_restarted", role=child.name, pid=child.pid, url=child.url)
+                try:
+                    self._write_record()
+                except ConfigError as error:  # a full disk must not end what still runs
+                    log.warning("record_not_written", role=child.name, error=str(error))
+            status = await child.end()
+            if child.left(status):
+                log.warning("role_left", role=child.name, pid=child.pid)
+                continue
+            if child.ready.is_set():  # else `up` itself ends, with the reason
+                how = ended(status)
+                log.error(
+                    "role_died", role=child.name, pid=child.pid, status=how, reason=child.error
+                )
+            child.count_death(status)
+            await child.back_off()
 
     # -- the end ---------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        """Proxies, then regions, then the gateway: whoever is above hears how calls ended."""
-        for group in (self._proxies, self._regions, [self._gateway]):
+        """Proxies first, the store last: whoever is above hears how calls ended."""
+        for group in (self._proxies, self._regions, self._gateways, self._store):
             processes = [child.process for child in group if child.process is not None]
             await self._end([p for p in processes if p.returncode is None])
 
@@ -292,11 +218,13 @@ class Supervisor:
         await gone
 
     def _write_record(self) -> ClusterRecord:
-        supervisor = RoleProcess.of("up", os.getpid(), self._gateway.url)
+        urls = tuple(gateway.url for gateway in self._gateways)
+        supervisor = RoleProcess.of("up", os.getpid(), urls[0])
         assert supervisor is not None
         records = (child.record for child in self._children)
         record = ClusterRecord(
-            url=self._gateway.url,
+            url=urls[0],
+            urls=urls,
             supervisor=supervisor,
             roles=tuple(record for record in records if record is not None),
         )
@@ -314,14 +242,34 @@ def _raise_first(keepers: Sequence[asyncio.Task[None]]) -> None:
             keeper.result()
 
 
-def _ended(status: int) -> str:
-    if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
-    return f"exited with status {status}"
+def _turned(children: Sequence[Child], by: int) -> list[Child]:
+    """The same in turn: not every region begins with the first gateway."""
+    by %= len(children)
+    return [*children[by:], *children[:by]]
 
 
-def _dialled(url: str) -> str:
-    """Where a process of this machine dials: `tcp://0.0.0.0:7170` is no address to connect to."""
-    scheme, _, rest = url.partition("://")
+def _gateway_urls(cluster: ClusterConfig) -> list[str]:
+    """Where the gateways listen: as told, then on the next free ports."""
+    scheme, _, rest = cluster.listen.partition("://")
     host, _, port = rest.rpartition(":")
-    return f"{scheme}://127.0.0.1:{port}" if host in {"0.0.0.0", "*"} else url  # noqa: S104
+    urls = [cluster.listen]
+    last = int(port) if scheme == "tcp" and port.isdecimal() else 0
+    for name in cluster.gateway_names[1:]:
+        if scheme != "tcp":
+            urls.append(f"{cluster.listen}-{name}")
+        elif not last:
+            urls.append(cluster.listen)
+        else:
+            last = _free_port(host, last + 1)
+            urls.append(f"tcp://{host}:{last}")
+    return urls
+
+
+def _free_port(host: str, first: int) -> int:
+    """The first port from `first` on that can be listened on now."""
+    bare = "" if host == "*" else host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    for port in range(first, 65_536):
+        with contextlib.suppress(OSError), socket.create_server((bare, port), family=family):
+            return port
+    raise ConfigError(f"cluster.listen: no port from {first} on is free at {host}")

@@ -116,6 +116,30 @@ def test_agents_that_cannot_be_made() -> None:
     assert "did you mean 'indent'" in str(caught.value)
 
 
+def test_several_gateways(tmp_path: Path) -> None:
+    """Gateways have names of their own; several of them need a store apart, and one may have it."""
+    text = "[cluster]\ngateways = 3\nmax_restarts = 9\nrestart_window_s = 30\n"
+    cluster = load(write(tmp_path, text), {}).cluster
+    assert cluster.gateway_names == ["main", "2", "3"]
+    assert (cluster.store_apart, cluster.max_restarts, cluster.restart_window_s) == (True, 9, 30.0)
+    cluster = load(write(tmp_path, ""), {"AGENTOS_STORE": "true"}).cluster
+    assert cluster.gateway_names == ["main"]
+    assert cluster.store_apart
+    assert not load(write(tmp_path, ""), {}).cluster.store_apart
+    assert "cluster.gateways: " in fault(tmp_path, "[cluster]\ngateways = 0\n")
+
+
+def test_grace(tmp_path: Path) -> None:
+    """`--grace` sets how long an orderly stop may take, and nothing else; it must be a time."""
+    config = load(write(tmp_path, ""), {})
+    assert config.with_grace(None) is config
+    assert config.with_grace(0.5).limits.stop_grace_s == 0.5
+    assert config.with_grace(0.5).limits.heartbeat_s == config.limits.heartbeat_s
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="--grace must be seconds"):
+            config.with_grace(wrong)
+
+
 def test_the_environment_wins(tmp_path: Path) -> None:
     """Variables win over the file, which wins over the defaults."""
     file = write(tmp_path, '[cluster]\nproxies = 3\ndata = "file"\n')

@@ -22,91 +22,23 @@ import pytest
 from agentos.cli import main
 from agentos.core.errors import AddressTaken, ConfigError
 from agentos.datadir import ClusterRecord, DataFolder, RoleProcess, cleanup
+from agentos.supervisor import _gateway_urls
+from agentos.topology import ClusterConfig
+from tests.processes import AGENTOS, ANY, DIAMOND, Up, eventually, gone, role, starter, up
 
 pytestmark = pytest.mark.processes
-
-AGENTOS = [sys.executable, "-m", "agentos"]
-DIAMOND = str(Path(__file__).parents[1] / "examples" / "graphs" / "diamond.json")
-ANY = "tcp://127.0.0.1:*"
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
-    """Wait for a condition, up to a deadline."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-
-
-class Up:
-    """An `agentos` process, with its log in a file."""
-
-    def __init__(self, folder: Path, *arguments: str, **options: Any) -> None:
-        self.log = folder / "log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*AGENTOS, *arguments], stdout=subprocess.PIPE, stderr=log, text=True, **options
-            )
-
-    def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def json(self) -> dict[str, Any]:
-        line = self.line()
-        assert line, self.log.read_text()
-        return json.loads(line)
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=30)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.end()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start `agentos` with these arguments; it is ended after the test."""
-    started: list[Up] = []
-
-    def start(*arguments: str, **options: Any) -> Up:
-        folder = tmp_path / f"process{len(started)}"
-        folder.mkdir()
-        started.append(Up(folder, *arguments, **options))
-        return started[-1]
-
-    yield start
-    for up in reversed(started):
-        up.close()
+    with starter(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
     return str(tmp_path / "data")
-
-
-def up(start: Callable[..., Up], data: str, *more: str) -> tuple[Up, dict[str, Any]]:
-    """A small cluster that is ready, and its record."""
-    process = start("up", "--proxies", "1", "--data", data, "--listen", ANY, "--json", *more)
-    return process, process.json()
-
-
-def role(record: dict[str, Any], name: str) -> int:
-    return next(found["pid"] for found in record["roles"] if found["name"] == name)
 
 
 def test_the_main_job(
@@ -214,6 +146,97 @@ def test_the_budget(start: Callable[..., Up], data: str) -> None:
     assert "error: proxy/r1/1 (process" in cluster.log.read_text()
     assert "restarted 5 times within 60 s" in cluster.log.read_text()
     assert all(gone(found["pid"]) for found in record["roles"])
+
+
+def test_two_gateways(
+    start: Callable[..., Up], data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several gateways share a store of its own, take the ports after the first, and are found."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        first = free.getsockname()[1]
+    listen = f"tcp://127.0.0.1:{first}"
+    cluster = start(*_two(data, listen), "--json")
+    record = cluster.json()
+    names = [found["name"] for found in record["roles"]]
+    assert names == ["store", "gateway/main", "gateway/2", "region/r1", "proxy/r1/1"]
+    assert record["urls"][0] == record["url"] == listen
+    assert int(record["urls"][1].rpartition(":")[2]) > first
+    for url in record["urls"]:
+        assert main(["submit", DIAMOND, "--wait", "--url", url]) == 0
+    # Without --url, the cluster whose data folder this is; with one gateway dead, the other.
+    os.kill(role(record, "gateway/main"), signal.SIGSTOP)
+    listed = subprocess.run(
+        [*AGENTOS, "list", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"AGENTOS_DATA": data},
+    )
+    os.kill(role(record, "gateway/main"), signal.SIGCONT)
+    assert [task["state"] for task in json.loads(listed.stdout)] == ["succeeded"] * 2
+    assert cluster.end() == 0
+    assert all(gone(found["pid"]) for found in record["roles"])
+
+
+def _two(data: str, listen: str) -> tuple[str, ...]:
+    return ("up", "--gateways", "2", "--proxies", "1", "--data", data, "--listen", listen)
+
+
+def test_where_gateways_listen() -> None:
+    """Further gateways take free ports after the first one's, any port, or paths of their own."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        urls = _gateway_urls(ClusterConfig(gateways=3, listen=f"tcp://127.0.0.1:{port - 1}"))
+    ports = [int(url.rpartition(":")[2]) for url in urls]
+    assert ports[0] == port - 1
+    assert port < ports[1] < ports[2]
+    assert _gateway_urls(ClusterConfig(gateways=2, listen=ANY)) == [ANY, ANY]
+    assert _gateway_urls(ClusterConfig(gateways=2, listen="ipc:///x")) == ["ipc:///x", "ipc:///x-2"]
+    with pytest.raises(ConfigError, match="no port from 65536 on is free"):
+        _gateway_urls(ClusterConfig(gateways=2, listen="tcp://*:65535"))
+
+
+def test_a_store_of_its_own(start: Callable[..., Up], data: str) -> None:
+    """The store as a process of its own is restarted when it dies, and the tasks are there."""
+    cluster, record = up(start, data, "--store")
+    assert main(["submit", DIAMOND, "--wait", "--url", record["url"]]) == 0
+    os.kill(role(record, "store"), signal.SIGKILL)
+    assert eventually(lambda: '"role_restarted"' in cluster.log.read_text())
+    assert main(["result", "1", "--timeout", "20", "--url", record["url"]]) == 0
+    assert main(["submit", DIAMOND, "--wait", "--url", record["url"]]) == 0
+    said = refused("up", "--data", data, "--listen", ANY)
+    assert f"is in use by process {cluster.process.pid}" in said
+
+
+def test_a_larger_budget(start: Callable[..., Up], data: str) -> None:
+    """`--max-restarts` says how many deaths of a role within a minute are repaired."""
+    cluster, record = up(start, data, "--max-restarts", "1")
+    os.kill(role(record, "proxy/r1/1"), signal.SIGKILL)
+
+    def second() -> int:
+        now = json.loads((Path(data) / "cluster.json").read_text())
+        return role(now, "proxy/r1/1")
+
+    assert eventually(lambda: second() != role(record, "proxy/r1/1"))
+    os.kill(second(), signal.SIGKILL)
+    assert cluster.process.wait(timeout=30) == 1
+    assert "it was restarted 1 times within 60 s" in cluster.log.read_text()
+
+
+def test_grace(start: Callable[..., Up], data: str, tmp_path: Path) -> None:
+    """`--grace` bounds how long a stop waits for the calls in flight; then it is orderly all the same."""
+    config = tmp_path / "agentos.toml"
+    config.write_text('[agents.slow]\ntype = "echo"\ndelay_s = 600\n')
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps({"nodes": {"a": {"agent": "slow", "prompt": "hi"}}}))
+    cluster, record = up(start, data, "--grace", "0.3", "--config", str(config))
+    assert main(["submit", str(graph), "--url", record["url"]]) == 0
+    begun = time.monotonic()
+    assert cluster.end() == 0
+    assert time.monotonic() - begun < 5.0  # the default grace alone is as long
+    assert "role_killed" not in cluster.log.read_text()
+    assert "--grace must be seconds, more than 0, not 0" in refused("up", "--grace", "0")
 
 
 def test_ctrl_c(data: str) -> None:
@@ -393,6 +416,39 @@ def test_the_gateway_may_come_later(start: Callable[..., Up], data: str) -> None
 def test_names(arguments: tuple[str, ...]) -> None:
     """A name that is none of a region or proxy is refused."""
     assert "is no" in refused(*arguments)
+
+
+# -- rolling restarts ------------------------------------------------------------------------------
+
+
+def test_restart(start: Callable[..., Up], data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`restart` replaces regions and proxies one after the other, and no other process."""
+    cluster, record = up(start, data, "--max-restarts", "1")
+    for _ in range(3):  # an orderly stop is no death: it does not count
+        assert main(["restart", "--data", data]) == 0
+    said = capsys.readouterr().out.splitlines()
+    now = json.loads((Path(data) / "cluster.json").read_text())
+    assert said[-4:] == [
+        "region/r1 stops",
+        f"region/r1 is back: process {role(now, 'region/r1')}",
+        "proxy/r1/1 stops",
+        f"proxy/r1/1 is back: process {role(now, 'proxy/r1/1')}",
+    ]
+    assert role(now, "gateway/main") == role(record, "gateway/main")
+    assert main(["submit", DIAMOND, "--wait", "--url", record["url"]]) == 0
+    assert '"role_died"' not in cluster.log.read_text()
+    assert main(["restart", "gateway/main", "--data", data, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(printed) == ["gateway/main"]
+    assert printed["gateway/main"] != role(record, "gateway/main")
+    assert main(["restart", "proxy/r1/2", "--data", data]) == 2
+    assert "no role 'proxy/r1/2'; did you mean \"proxy/r1/1\"?" in capsys.readouterr().err
+
+
+def test_restart_of_nothing(data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`restart` without a running cluster says so."""
+    assert main(["restart", "--data", data]) == 2
+    assert f"no `agentos up` runs on the data folder {data}" in capsys.readouterr().err
 
 
 # -- cleanup ---------------------------------------------------------------------------------------

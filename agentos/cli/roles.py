@@ -1,4 +1,4 @@
-"""The commands of an operator: up, gateway, store, region, proxy, cleanup."""
+"""The commands of an operator: up, gateway, store, region, proxy, restart, cleanup."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from agentos.config import Config
 from agentos.core.errors import ConfigError
 from agentos.datadir import ClusterRecord
 from agentos.datadir import cleanup as end_leftovers
+from agentos.datadir import restart as rolling_restart
 from agentos.role import Ready, RoleSpec
 from agentos.role import run as run_role
 from agentos.supervisor import Supervisor
@@ -27,6 +28,18 @@ DataOption = Annotated[
     ),
 ]
 Listen = Annotated[str, typer.Option("--listen", metavar="URL", help="Where to listen.")]
+Grace = Annotated[
+    float | None,
+    typer.Option(
+        "--grace",
+        metavar="SECONDS",
+        help="How long an orderly stop waits for calls in flight.",
+        show_default="limits.stop_grace_s: 5",
+    ),
+]
+ROLLING = ("region/*", "proxy/*")
+BACK_S = 60.0
+"""How long one role may take from being asked to stop to being ready again."""
 
 
 def up(
@@ -37,15 +50,38 @@ def up(
         int | None,
         typer.Option(min=1, max=1000, help="Proxies in each region.", show_default="2"),
     ] = None,
+    gateways: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1000,
+            help="How many gateways. Several share a store, which is a process of its own.",
+            show_default="1",
+        ),
+    ] = None,
+    store: Annotated[
+        bool | None,
+        typer.Option("--store", help="A store of its own below a single gateway too."),
+    ] = None,
     data: DataOption = None,
     listen: Annotated[
         str | None,
         typer.Option(
             "--listen",
             metavar="URL",
-            help="Where the gateway listens. Default: tcp://127.0.0.1:7170.",
+            help="Where the gateway listens; further ones take the next free ports. "
+            "Default: tcp://127.0.0.1:7170.",
         ),
     ] = None,
+    max_restarts: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Deaths of one role within a minute that are repaired; one more stops the cluster.",
+            show_default="5",
+        ),
+    ] = None,
+    grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
     log_level: LogLevel = "warning",
@@ -57,8 +93,15 @@ def up(
     does not wait.
     """
     logs.configure(log_level, as_json=as_json)
-    found = configuration(config).with_cluster(
-        regions=regions, proxies=proxies, data=data, listen=listen
+    found = configuration(config).with_grace(grace)
+    found = found.with_cluster(
+        regions=regions,
+        proxies=proxies,
+        gateways=gateways,
+        store=store,
+        data=data,
+        listen=listen,
+        max_restarts=max_restarts,
     )
 
     def ready(record: ClusterRecord) -> None:
@@ -72,10 +115,17 @@ def up(
 
 
 def _announcement(config: Config, record: ClusterRecord) -> str:
-    regions, proxies = len(config.cluster.region_names), len(config.cluster.proxy_names)
+    cluster = config.cluster
+    numbers = {
+        "gateway": cluster.gateways,
+        "region": len(cluster.region_names),
+        "proxy": len(cluster.proxy_names),
+    }
+    roles = ", ".join(output.count(number, role) for role, number in numbers.items())
+    apart = "a store, " if cluster.store_apart else ""
     return (
-        f"agentos is ready at {record.url} (1 gateway, {output.count(regions, 'region')}, "
-        f"{output.count(proxies, 'proxy')}; agents: {', '.join(config.agents)}; data in {config.cluster.data})"
+        f"agentos is ready at {','.join(record.urls)} ({apart}{roles}; "
+        f"agents: {', '.join(config.agents)}; data in {cluster.data})"
     )
 
 
@@ -87,12 +137,13 @@ def gateway(
         typer.Option(metavar="URL[,URL]", help="A store elsewhere, instead of a database in DIR."),
     ] = None,
     name: Annotated[str, typer.Option(help="Its name among several gateways.")] = "main",
+    grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a gateway, with the store in it or below one elsewhere."""
-    found = configuration(config, keys=False).with_cluster(data=data)
+    found = configuration(config, keys=False).with_grace(grace).with_cluster(data=data)
     spec = RoleSpec(
         role=f"gateway/{name}",
         listen=listen,
@@ -108,12 +159,13 @@ def gateway(
 def store(
     listen: Listen = "tcp://127.0.0.1:7171",
     data: DataOption = None,
+    grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a store of its own, for several gateways on one database."""
-    found = configuration(config, keys=False).with_cluster(data=data)
+    found = configuration(config, keys=False).with_grace(grace).with_cluster(data=data)
     spec = RoleSpec(
         role="store",
         listen=listen,
@@ -131,12 +183,13 @@ def region(
         str, typer.Option(metavar="URL[,URL]", help="The gateways above it, tried in order.")
     ] = "tcp://127.0.0.1:7170",
     listen: Listen = "tcp://127.0.0.1:*",
+    grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Run a region. It waits for its gateway if that is not there yet."""
-    found = configuration(config, keys=False)
+    found = configuration(config, keys=False).with_grace(grace)
     spec = RoleSpec(
         role=f"region/{_named(name, 'NAME', 1)}",
         listen=listen,
@@ -154,12 +207,13 @@ def proxy(
     region_url: Annotated[
         str, typer.Option("--region-url", metavar="URL[,URL]", help="Where its region listens.")
     ],
+    grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Run an agent proxy with the agents that the configuration gives it."""
-    found = configuration(config)
+    found = configuration(config).with_grace(grace)
     spec = RoleSpec(
         role=f"proxy/{_named(name, 'REGION/NAME', 2)}",
         parents=urls(region_url),
@@ -186,6 +240,38 @@ def cleanup(
         output.line(f"{data}: nothing was left behind")
     for name, fate in {} if as_json else fates.items():
         output.line(f"{name}: {'had ended already' if fate == 'gone' else fate}")
+
+
+def restart(
+    roles: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="ROLE",
+            help="Roles by name, or patterns like 'proxy/eu/*'. Default: all regions and proxies.",
+        ),
+    ] = None,
+    data: Annotated[
+        str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")
+    ] = "agentos-data",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that one role may take to come back.")
+    ] = BACK_S,
+    as_json: Json = False,
+) -> None:
+    """Restart roles of a running `agentos up`, one after the other; each is awaited.
+
+    A role hands its tasks back before it stops, so that nothing is lost, and nothing that was
+    saved is repeated.
+    """
+    found = {}
+    for what, process in rolling_restart(data, roles or ROLLING, timeout):
+        if what == "back":
+            found[process.name] = process.pid
+        if not as_json:
+            said = "stops" if what == "stops" else f"is back: process {process.pid}"
+            output.line(f"{process.name} {said}")
+    if as_json:
+        output.document(found)
 
 
 def _run(spec: RoleSpec, *, as_json: bool) -> None:
