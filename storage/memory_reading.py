@@ -93,6 +93,7 @@ class MemoryReader:
                 task.owner,
                 task.agents,
                 task.priority,
+                task.attempts,
             )
             for task in found[:limit]
         ]

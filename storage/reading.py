@@ -100,7 +100,7 @@ class Reader(Transactional):
         tasks = self._models.tasks
         query = tasks.select(
             tasks.task_id, tasks.global_epoch, tasks.regional_epoch, tasks.region, tasks.owner,
-            tasks.agents, tasks.priority,
+            tasks.agents, tasks.priority, tasks.attempts,
         ).where(tasks.region == region, peewee.SQL(UNFINISHED))  # fmt: skip
         if agents is not None:
             query = query.where(tasks.agents == values.encode_labels(agents))
@@ -176,7 +176,7 @@ def _info(row: Sequence[Any], response: str | None = None) -> m.TaskInfo:
 
 
 def _brief(row: Sequence[Any]) -> m.TaskBrief:
-    task_id, global_epoch, regional_epoch, region, owner, agents, priority = row
+    task_id, global_epoch, regional_epoch, region, owner, agents, priority, attempts = row
     return m.TaskBrief(
         task_id,
         Epoch(global_epoch, regional_epoch),
@@ -184,6 +184,7 @@ def _brief(row: Sequence[Any]) -> m.TaskBrief:
         owner,
         values.decode_labels(agents),
         priority,
+        attempts,
     )
 
 

@@ -185,7 +185,7 @@ def test_a_refusal_that_is_older_than_the_claim_is_noise() -> None:
 def test_the_tasks_of_a_dead_region_are_found_page_by_page() -> None:
     """All of them are claimed in one sweep, however many there are."""
     machine = gateway(R1)
-    briefs = tuple(m.TaskBrief(i, E10, R0, "", ("echo",), 0) for i in range(1, 257))
+    briefs = tuple(m.TaskBrief(i, E10, R0, "", ("echo",), 0, 0) for i in range(1, 257))
     sends = tell(machine, "store", m.TasksFound(region=R0, agents=None, tasks=briefs))
     assert [type(s.message) for s in sends] == [m.Claim] * 256 + [m.FindTasks]
     assert isinstance(sends[-1].message, m.FindTasks)

@@ -204,3 +204,17 @@ def test_the_checks_of_claims_are_bounded() -> None:
     task_id = cluster.submit(ONE)
     assert len(list(kill_owners(cluster, task_id))) == 2
     assert cluster.task(task_id).state == "failed"
+
+
+def test_the_innocent_do_not_fail_with_it() -> None:
+    """Tasks that share their only proxy with one that kills it get a last chance without it."""
+    killer = ONE.replace('"x"', '"kill"')
+    cluster = Cluster(lambda call: Reply("x", after_s=1.0, never=call.prompt == "kill"))
+    cluster.run_for(1.0)
+    tasks = [cluster.submit(text) for text in (ONE, ONE, killer, ONE, ONE)]
+    deadly, innocent = tasks[2], [*tasks[:2], *tasks[3:]]
+    for _ in kill_owners(cluster, deadly):
+        assert not any(cluster.task(task_id).state == "failed" for task_id in innocent)
+    cluster.run_until(lambda: cluster.ended(*innocent), 60)
+    assert cluster.task(deadly).state == "failed"
+    assert {cluster.task(task_id).state for task_id in innocent} == {"succeeded"}

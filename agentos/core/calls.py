@@ -202,7 +202,8 @@ class Calls:
         if flight is None:
             return []
         if not flight.proxy:
-            return self._place([row], now)
+            # While the region may have placed it, starting it here as well could pay for it twice.
+            return self._ask_region([row], now) if flight.placing else self._place([row], now)
         flight.asked += 1
         if flight.proxy == self._ctx.address:
             return [*self._at(flight, flight.proxy, now), m.Send(flight.proxy, flight.call)]

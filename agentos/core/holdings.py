@@ -15,10 +15,15 @@ REMEMBERED = 8_192
 
 
 class Holding(msgspec.Struct):
-    """A task of this region. `claim` is the one that is under way, or the last that was granted."""
+    """A task of this region. `claim` is the one that is under way, or the last that was granted.
+
+    `attempts` are the owners that it has lost in a row, `lost` whether the last one is to be added.
+    """
 
     epoch: Epoch
     agents: tuple[str, ...]
+    attempts: int = 0
+    lost: bool = False
     owner: str = ""
     claim: m.Claim | None = None
     claiming: bool = False
@@ -64,6 +69,8 @@ class Holdings:
         self._tasks: dict[int, Holding] = {}
         self._owned: dict[str, int] = {}
         self._stops: OrderedDict[int, Epoch] = OrderedDict()
+        self._trial: tuple[int, float] = (0, 0.0)
+        """The task that was last let run although it must not lose another owner, and until when."""
 
     @property
     def owned(self) -> Mapping[str, int]:
@@ -108,6 +115,17 @@ class Holdings:
         task.owner = owner
         if owner:
             self._owned[owner] = self._owned.get(owner, 0) + 1
+
+    def try_alone(self, task_id: int, now: float, for_s: float) -> bool:
+        """Whether a task may run that fails if it loses one more owner: such tasks one at a time.
+
+        What kills its owner takes along whatever runs beside it; the innocent must not fail with it.
+        """
+        other, until = self._trial
+        if other != task_id and now < until and other in self._tasks and self._tasks[other].owner:
+            return False
+        self._trial = (task_id, now + for_s)
+        return True
 
     def forget(self, task_id: int) -> None:
         """Hold it no more."""

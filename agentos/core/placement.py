@@ -110,7 +110,7 @@ class Placement:
         """A task is committed, placed at a region or not."""
         if task.region:
             self._by_region[task.region] = self._by_region.get(task.region, 0) + 1
-            return [self._assign(task.task_id, task.epoch, agents, task.region)]
+            return [self._assign(task.task_id, task.epoch, agents, task.region, 0)]
         self._backlog[agents] = self._backlog.get(agents, 0) + 1
         return []
 
@@ -166,7 +166,7 @@ class Placement:
             return []
         self.placed += 1
         self._by_region[q.region] = self._by_region.get(q.region, 0) + 1
-        return [self._assign(q.task_id, q.epoch, placing.agents, q.region)]
+        return [self._assign(q.task_id, q.epoch, placing.agents, q.region, q.attempts)]
 
     def cancelled(self, task_id: int) -> None:
         """It needs no place any more."""
@@ -174,7 +174,7 @@ class Placement:
 
     def declined(self, q: m.Declined, region: str, now: float) -> list[m.Send]:
         """A region handed a task back: another one, or the backlog."""
-        brief = m.TaskBrief(q.task_id, q.epoch, region, "", q.agents, 0)
+        brief = m.TaskBrief(q.task_id, q.epoch, region, "", q.agents, 0, 0)
         return self.place(brief, now, exclude=region, lost=q.lost)
 
     def repeat(self, now: float) -> list[m.Send]:
@@ -187,8 +187,9 @@ class Placement:
         return out
 
     @staticmethod
-    def _assign(task_id: int, epoch: Epoch, agents: Agents, region: str) -> m.Send:
-        return m.Send(region, m.Assign(task_id=task_id, epoch=epoch, agents=agents))
+    def _assign(task_id: int, epoch: Epoch, agents: Agents, region: str, attempts: int) -> m.Send:
+        assign = m.Assign(task_id=task_id, epoch=epoch, agents=agents, attempts=attempts)
+        return m.Send(region, assign)
 
     # -- the sweeper ---------------------------------------------------------------------------
 

@@ -294,8 +294,8 @@ class ProxyMachine:
         """Run a call, unless it is one of our own that a slow region placed too late."""
         if q.owner == self.address:
             task = self._run_of(q)
-            if task is None or not task.calls.wants(q.row, q.attempt):
-                return []
+            if task is None or task.doubtful or not task.calls.wants(q.row, q.attempt):
+                return []  # if it is wanted, it is asked for again
         return self._executor.submit(q)
 
     def _result(self, result: m.CallResult, e: m.Envelope, now: float) -> list[m.Send]:

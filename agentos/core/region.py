@@ -89,23 +89,32 @@ class RegionMachine:
         if held is not None and (held.epoch.global_epoch >= q.epoch.global_epoch):
             return []
         self._forget(q.task_id)
-        self._tasks.put(q.task_id, Holding(q.epoch, q.agents, since=now))
+        self._tasks.put(q.task_id, Holding(q.epoch, q.agents, q.attempts, since=now))
         return self._claim_for(q.task_id, now)
 
     def _claim_for(
         self, task_id: int, now: float, avoid: Collection[str] = (), *, lost: bool = False
     ) -> list[m.Send]:
-        """Claim a task for the least loaded proxy that has room, or hand it back."""
+        """Claim a task for the least loaded proxy that has room, or hand it back.
+
+        One that must not lose another owner waits for its turn to run without others like it.
+        """
         task = self._tasks[task_id]
+        task.lost = task.lost or lost
         if self._draining:
-            return self._decline(task_id, f"{self.address} is stopping", lost=lost)
+            return self._decline(task_id, f"{self.address} is stopping")
         missing = set(task.agents) - self._proxies.agents()
-        owner = (
-            None if missing else self._balancer.choose(self._proxies.room(self._tasks.owned), avoid)
-        )
+        room = {} if missing else self._proxies.room(self._tasks.owned)
+        owner = self._balancer.choose(room, avoid)
         if owner is None:
             reason = f"no live proxy offers {sorted(missing)}" if missing else "no room"
-            return self._decline(task_id, reason, lost=lost)
+            return self._decline(task_id, reason)
+        limits = self._limits
+        last_chance = task.attempts + task.lost == limits.max_attempts - 1 > 0
+        if last_chance and not self._tasks.try_alone(task_id, now, 2 * limits.suspicion_s):
+            self._tasks.own(task, "")
+            self._timers.set((task_id, CLAIM), now + limits.heartbeat_s)
+            return []
         self._tasks.own(task, owner)
         task.claim = m.Claim(
             task_id=task_id,
@@ -114,16 +123,16 @@ class RegionMachine:
             claimant=self.address,
             region=self.address,
             owner=owner,
-            lost=lost,
+            lost=task.lost,
         )
         return self._send_claim(task_id, now)
 
-    def _decline(self, task_id: int, reason: str, *, lost: bool = False) -> list[m.Send]:
+    def _decline(self, task_id: int, reason: str) -> list[m.Send]:
         """Hand a task back to the gateway."""
         task = self._tasks[task_id]
         self._forget(task_id)
         declined = m.Declined(
-            task_id=task_id, epoch=task.epoch, agents=task.agents, reason=reason, lost=lost
+            task_id=task_id, epoch=task.epoch, agents=task.agents, reason=reason, lost=task.lost
         )
         return [m.Send(m.GATEWAY, declined)]
 
@@ -144,7 +153,7 @@ class RegionMachine:
         self._timers.cancel((q.task_id, CLAIM))
         if not q.granted:
             return self._lost(q, task)
-        task.epoch, task.since = q.epoch, now
+        task.epoch, task.since, task.attempts, task.lost = q.epoch, now, q.attempts, False
         if self._draining or not self._proxies.alive(q.owner):
             return self._claim_for(q.task_id, now, (q.owner,))  # it was never told to run it
         run = m.Run(
@@ -328,7 +337,7 @@ class RegionMachine:
         if task is not None and (task.epoch >= row.epoch or task.claiming):
             return []  # known; or our own claim, committed but not yet answered
         self._forget(row.task_id)
-        task = self._tasks.put(row.task_id, Holding(row.epoch, row.agents, since=now))
+        task = self._tasks.put(row.task_id, Holding(row.epoch, row.agents, row.attempts, since=now))
         alive = bool(row.owner) and self._proxies.alive(row.owner)
         peer = self._proxies.get(row.owner)
         if alive and peer is not None and m.Held(row.task_id, row.epoch) in peer.beat.claims:

@@ -64,7 +64,7 @@ class TaskRun:
         self._unsaved_of: Counter[str] = Counter()
         self._after: dict[str, list[Ask]] = {}
         self._end: m.End | None = None
-        self._doubtful = False
+        self.doubtful = False
         self._yielding = False
         self._saved: dict[str, list[tuple[int, str, Any]]] = {}
         for row in rows:
@@ -119,7 +119,7 @@ class TaskRun:
 
     def peer_down(self, proxy: str, now: float) -> list[m.Send]:
         """A proxy is lost, and with it its calls; one that costs proxy after proxy has failed."""
-        out, poisonous = self.calls.peer_down(proxy, now, wait=self._doubtful)
+        out, poisonous = self.calls.peer_down(proxy, now, wait=self.doubtful)
         for flight, result in poisonous:
             out += self._failed(flight, result, now) if self._end is None else []
         return out
@@ -127,7 +127,7 @@ class TaskRun:
     def recorded(self, answer: m.Recorded, now: float) -> list[m.Send]:
         """Rows are durable (by this owner's hand): let go what was held back for them."""
         out: list[m.Send] = []
-        doubtful, self._doubtful = self._doubtful, False
+        doubtful, self.doubtful = self.doubtful, False
         for row_id in answer.nodes:
             row = self._unsaved.pop(row_id, None)
             if row is not None:
@@ -157,14 +157,14 @@ class TaskRun:
         """A deadline of this run: a silent store (""), or a call that should have come back."""
         if not row:
             return self._save([], now)
-        if self._doubtful:
+        if self.doubtful:
             self._ctx.timers.set((self.task_id, row), now + self._ctx.limits.resend_s)
             return []
         return self.calls.due(row, now)
 
     def doubt(self, now: float) -> list[m.Send]:
         """Our loop stood still: start nothing until the store has confirmed the claim."""
-        self._doubtful = True
+        self.doubtful = True
         return self._save([], now)
 
     def give_back(self) -> None:
@@ -214,7 +214,7 @@ class TaskRun:
 
     @property
     def _may_start(self) -> bool:
-        return self._end is None and not self._doubtful and not self._yielding
+        return self._end is None and not self.doubtful and not self._yielding
 
     def _start(self, name: str, now: float) -> list[m.Send]:
         node = self._graph.nodes[name]

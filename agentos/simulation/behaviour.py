@@ -73,6 +73,7 @@ class Behaviour:
         self._sent: dict[type, Callable[[Process, Any, str, m.Message], None]] = {
             m.Invoke: self._invoke,
             m.Place: self._place,
+            m.AbortCalls: self._aborting,
             m.Record: self._record,
             m.Submitted: self._submitted,
             m.Ended: self._ended,
@@ -224,7 +225,11 @@ class Behaviour:
 
     def _was_placed(self, process: Process, q: m.Placed) -> None:
         key = (process.address, q.task_id)
-        if q.epoch >= self._floor.get(key, q.epoch):
+        unwanted = any(  # the word of its place came too late, and it is aborted at once
+            s.to == q.proxy and isinstance(s.message, m.AbortCalls) and s.message.row == q.row
+            for s in self._leaving
+        )
+        if not unwanted and q.epoch >= self._floor.get(key, q.epoch):
             self._placed.setdefault(key, {}).setdefault(q.row, set()).add(q.proxy)
 
     def _answered(self, process: Process, q: m.CallResult) -> None:
@@ -253,9 +258,8 @@ class Behaviour:
             if call.task_id == task_id and call.epoch < floor and call.owner == process.address:
                 text = f"{process.address} was told that {call.epoch} is over; {call.row} runs on"
                 _broken("stale_means_stop", f"task {task_id}: {text}")
-        aborted = {s.to for s in self._leaving if isinstance(s.message, m.AbortCalls)}
         for row, proxies in self._placed.pop(key, {}).items():
-            for proxy in proxies - aborted - {process.address}:
+            for proxy in proxies - {process.address}:
                 for call in self._world.running(proxy):
                     mine = (call.task_id, call.row, call.owner) == (task_id, row, process.address)
                     if mine and call.epoch < floor:
@@ -331,6 +335,12 @@ class Behaviour:
 
     def _place(self, process: Process, q: m.Place, to: str, cause: m.Message) -> None:  # noqa: ARG002
         self._may_start(process, q.call, cause)
+
+    def _aborting(self, process: Process, q: m.AbortCalls, to: str, cause: m.Message) -> None:  # noqa: ARG002
+        """What is told to abort a call may run it for as long as the word is on its way."""
+        for row, proxies in self._placed.get((process.address, q.task_id), {}).items():
+            if q.row in {"", row}:
+                proxies.discard(to)
 
     def _record(self, process: Process, q: m.Record, to: str, cause: m.Message) -> None:  # noqa: ARG002
         floor = self._floor.get((process.address, q.task_id))

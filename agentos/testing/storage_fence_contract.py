@@ -261,7 +261,7 @@ class QueryContract(Fixture):
         claim_regional(database, ids[0], Epoch(1, 0))
         found = database.find_tasks(REGION)
         assert [task.task_id for task in found] == [ids[1], ids[3], ids[0], ids[2]]
-        assert found[2] == m.TaskBrief(ids[0], Epoch(1, 1), REGION, OWNER, (), 0)
+        assert found[2] == m.TaskBrief(ids[0], Epoch(1, 1), REGION, OWNER, (), 0, 0)
         assert database.find_tasks(REGION, limit=2) == found[:2]
         assert database.find_tasks("region/none") == []
 

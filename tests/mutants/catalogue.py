@@ -205,6 +205,13 @@ MUTANTS = (
         "len(self._queued) < 0:",
         "tests/test_executor.py",
     ),
+    Mutant(
+        "everything is bounded",
+        "a task that kills its owners takes others along",
+        "agentos/core/region.py",
+        "        if last_chance and not self._tasks.try_alone(",
+        "        if last_chance and not task.agents and not self._tasks.try_alone(",
+    ),
     # -- at least once, at most one result -------------------------------------------------------
     Mutant(
         "a finished node is never run again",

@@ -120,6 +120,7 @@ class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: Address
     agents: tuple[Label, ...]
     priority: int
+    attempts: Count
 
 
 class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -28,11 +28,12 @@ from agentos.core.messages.base import (
 
 
 class Assign(Message, frozen=True, kw_only=True):
-    """The gateway has claimed this task for the region, under this epoch."""
+    """The gateway has claimed this task for the region. `attempts`: owners it has lost in a row."""
 
     task_id: TaskId
     epoch: Epoch
     agents: tuple[Label, ...]
+    attempts: Count = 0
 
 
 class Declined(Message, frozen=True, kw_only=True):
