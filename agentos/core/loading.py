@@ -13,11 +13,15 @@ from agentos.core.rows import plain
 
 
 class Loading(msgspec.Struct):
-    """A task whose saved rows are being read, page by page, before its walk begins."""
+    """A task whose saved rows are being read, page by page, before its walk begins.
+
+    `doubtful`: the proxy stood still meanwhile, and must check the claim before it starts anything.
+    """
 
     run: m.Run
     rows: list[m.SavedRow]
     watchers: dict[str, bool]
+    doubtful: bool = False
 
     @property
     def ref(self) -> str:

@@ -191,7 +191,8 @@ class ProxyMachine:
             return [fail_unrun(run, f"the stored task cannot be read: {error}")]
         task.watchers = loading.watchers
         self._runs[task_id] = task
-        return task.begin(now)
+        check = task.doubt(now) if loading.doubtful else []
+        return [*check, *task.begin(now)]
 
     def _recorded(self, answer: m.Recorded, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         task = self._run_of(answer)
@@ -361,6 +362,8 @@ class ProxyMachine:
         before, self._seen_at = self._seen_at, now
         if before is None or now - before <= self._limits.suspicion_s:
             return []
+        for loading in self._loading.values():
+            loading.doubtful = True
         return [send for task in self._runs.values() for send in task.doubt(now)]
 
     def _tick(self, now: float) -> list[m.Send]:
