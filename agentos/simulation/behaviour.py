@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.limits import Limits
+from agentos.simulation.coverage import marks
 from agentos.simulation.ledger import Change, Entry, Ledger, Violation, graph_of, needs_of
 from agentos.simulation.links import Process
 from agentos.simulation.port import World
@@ -126,7 +127,8 @@ class Behaviour:
             return
         for rule in RULES:
             rule(change, entry)
-        self._marks(change, entry)
+        for mark in marks(change, entry):
+            self._world.note(mark)
         self._note_claim(change, entry)
         for row in change.rows:
             if row is not None:
@@ -181,35 +183,6 @@ class Behaviour:
                 f"{before.owner}, {quiet_s:.1f} s after the last trouble"
             )
             _broken("no_needless_takeover", text)
-
-    def _marks(self, change: Change, entry: Entry) -> None:
-        question, answer, note = change.question, change.answer, self._world.note
-        before = entry.task
-        if isinstance(answer, m.Recorded) and isinstance(question, m.Record):
-            if answer.outcome == "duplicate":
-                note("duplicate_record")
-            elif answer.outcome == "stale" and before.epoch > question.epoch and before.owner:
-                first = any(row.epoch == before.epoch for row in entry.rows.values())
-                note(f"late_save_{'after' if first else 'before'}_the_successors_first")
-            if change.task is not None and change.task.state == "failed" != before.state:
-                note("task_failed")
-                if "limits.max_attempts" in change.task.error:
-                    note("poison_task_failed")
-        elif isinstance(answer, m.Claimed) and isinstance(question, m.Claim):
-            if answer.granted and answer.epoch == before.epoch:
-                note("claim_answered_again")
-            elif not answer.granted:
-                note("claim_refused")
-                issued = entry.issued.get(question.expected.next_global())
-                if question.scope == "global" and issued and issued[0] != question.claimant:
-                    note("two_gateways_claimed_one_task")
-        elif isinstance(answer, m.TaskCreated) and not answer.created:
-            note("submitted_again")
-        elif isinstance(answer, m.Cancelled):
-            if before.state == "running" and answer.state == "cancelled":
-                note("cancel_beats_completion")
-            elif answer.state in {"succeeded", "failed"}:
-                note("completion_beats_cancel")
 
     # -- what is taken ---------------------------------------------------------------------------
 

@@ -7,10 +7,12 @@ one stayed at zero fails.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
+from agentos.core import messages as m
 from agentos.simulation.faults import Faults
+from agentos.simulation.ledger import Change, Entry
 
 FAULTS: Final[Mapping[str, str]] = {
     "drop": "a message was lost",
@@ -111,3 +113,33 @@ def possible(faults: Faults) -> dict[str, bool]:
         else:
             can[mark] = getattr(faults, mark) > 0
     return can
+
+
+def marks(change: Change, entry: Entry) -> Iterator[str]:
+    """The states that a change to a task shows, given the task as it was before."""
+    question, answer, before = change.question, change.answer, entry.task
+    if isinstance(answer, m.Recorded) and isinstance(question, m.Record):
+        if answer.outcome == "duplicate":
+            yield "duplicate_record"
+        elif answer.outcome == "stale" and before.epoch > question.epoch and before.owner:
+            first = any(row.epoch == before.epoch for row in entry.rows.values())
+            yield f"late_save_{'after' if first else 'before'}_the_successors_first"
+        if change.task is not None and change.task.state == "failed" != before.state:
+            yield "task_failed"
+            if "limits.max_attempts" in change.task.error:
+                yield "poison_task_failed"
+    elif isinstance(answer, m.Claimed) and isinstance(question, m.Claim):
+        if answer.granted and answer.epoch == before.epoch:
+            yield "claim_answered_again"
+        elif not answer.granted:
+            yield "claim_refused"
+            issued = entry.issued.get(question.expected.next_global())
+            if question.scope == "global" and issued and issued[0] != question.claimant:
+                yield "two_gateways_claimed_one_task"
+    elif isinstance(answer, m.TaskCreated) and not answer.created:
+        yield "submitted_again"
+    elif isinstance(answer, m.Cancelled):
+        if before.state == "running" and answer.state == "cancelled":
+            yield "cancel_beats_completion"
+        elif answer.state in {"succeeded", "failed"}:
+            yield "completion_beats_cancel"
