@@ -18,12 +18,14 @@ class Holding(msgspec.Struct):
     """A task of this region. `claim` is the one that is under way, or the last that was granted.
 
     `attempts` are the owners that it has lost in a row, `lost` whether the last one is to be added.
+    `widowed`: the owner died while the claim for it was under way.
     """
 
     epoch: Epoch
     agents: tuple[str, ...]
     attempts: int = 0
     lost: bool = False
+    widowed: bool = False
     owner: str = ""
     claim: m.Claim | None = None
     claiming: bool = False
@@ -112,7 +114,7 @@ class Holdings:
             self._owned[task.owner] -= 1
             if not self._owned[task.owner]:
                 del self._owned[task.owner]
-        task.owner = owner
+        task.owner, task.widowed = owner, False
         if owner:
             self._owned[owner] = self._owned.get(owner, 0) + 1
 

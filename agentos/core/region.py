@@ -154,8 +154,8 @@ class RegionMachine:
         if not q.granted:
             return self._lost(q, task)
         task.epoch, task.since, task.attempts, task.lost = q.epoch, now, q.attempts, False
-        if self._draining or not self._proxies.alive(q.owner):
-            return self._claim_for(q.task_id, now, (q.owner,))  # it was never told to run it
+        if self._draining or task.widowed or not self._proxies.alive(q.owner):
+            return self._claim_for(q.task_id, now, (q.owner,), lost=task.widowed)
         run = m.Run(
             task_id=q.task_id,
             epoch=q.epoch,
@@ -192,8 +192,7 @@ class RegionMachine:
     def _dropped(self, q: m.Dropped, sender: str, now: float) -> list[m.Send]:
         """The owner holds it no more: another one, unless the store says that it is not ours.
 
-        Not at once, unless the owner is stopping: proxies that are full, and a region that does
-        not know it yet, would hand the task round as fast as messages go.
+        Not at once, unless the owner is stopping: full proxies would hand it round very fast.
         """
         task = self._tasks.get(q.task_id)
         if task is None or task.epoch != q.epoch or task.owner != sender or task.claiming:
@@ -257,8 +256,9 @@ class RegionMachine:
         ]
         for task_id, task in self._tasks.of(proxy):
             if task.claiming:
-                continue  # a claim under way looks at its owner again when it is answered
-            out += self._claim_for(task_id, now, (proxy,), lost=True)
+                task.widowed = True  # another claim follows when this one is answered
+            else:
+                out += self._claim_for(task_id, now, (proxy,), lost=True)
         return out
 
     def _place(self, q: m.Place, sender: str, now: float) -> list[m.Send]:
