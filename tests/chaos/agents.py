@@ -63,7 +63,8 @@ async def _answer(name: str, request: AgentRequest) -> Any:
 
 def _note(event: str, request: AgentRequest) -> None:
     # `python -m agentos.role proxy/r1/1`: the process knows which proxy it is.
-    line = f"{time.monotonic():.6f} {os.getpid()} {sys.argv[1]} {event} {request.key}\n"
+    role = sys.argv[1] if len(sys.argv) > 1 else "embedded"
+    line = f"{time.monotonic():.6f} {os.getpid()} {role} {event} {request.key}\n"
     file = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
