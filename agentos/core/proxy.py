@@ -313,7 +313,7 @@ class ProxyMachine:
 
     def _placed(self, q: m.Placed, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         task = self._run_of(q)
-        if task is not None and task.calls.wants(q.row):
+        if task is not None and task.calls.wants(q.row, q.attempt):
             return task.calls.placed(q, now)
         # Placed too late: nobody waits for the answer any more.
         return [m.Send(q.proxy, m.AbortCalls(task_id=q.task_id, epoch=q.epoch, row=q.row))]
