@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec
 
@@ -20,16 +18,7 @@ import pytest
 from agentos.agents import local_model
 from agentos.agents.local_model import LocalModelServer
 from agentos.core.errors import AgentError, ConfigError
-
-
-def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
-    """Wait for a condition, up to a deadline."""
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
+from tests.processes import eventually
 
 
 def ask(url: str, prompt: str) -> str:
@@ -102,7 +91,7 @@ def test_no_orphan() -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    assert eventually(lambda: gone(child))
+    assert eventually(lambda: gone(child), within_s=20.0)
 
 
 @pytest.mark.model

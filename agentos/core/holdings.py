@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
+from agentos.core.floors import Floors
 
 REMEMBERED = 8_192
 """Stops that are remembered, so that a call that was on its way meets them."""
@@ -70,7 +70,7 @@ class Holdings:
     def __init__(self) -> None:
         self._tasks: dict[int, Holding] = {}
         self._owned: dict[str, int] = {}
-        self._stops: OrderedDict[int, Epoch] = OrderedDict()
+        self._stops = Floors(REMEMBERED)
         self._trial: tuple[int, float] = (0, 0.0)
         """The task that was last let run although it must not lose another owner, and until when."""
 
@@ -137,11 +137,9 @@ class Holdings:
 
     def stopped(self, task_id: int, epoch: Epoch) -> None:
         """Remember that everything older than this epoch has to stop."""
-        self._stops[task_id] = max(epoch, self._stops.pop(task_id, epoch))
-        if len(self._stops) > REMEMBERED:
-            self._stops.popitem(last=False)
+        self._stops.lift(task_id, epoch)
 
     def newest(self, task_id: int) -> Epoch:
         """The newest epoch that is known of a task."""
-        task, stopped = self._tasks.get(task_id), self._stops.get(task_id, Epoch())
+        task, stopped = self._tasks.get(task_id), self._stops.of(task_id)
         return stopped if task is None else max(stopped, task.epoch)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import msgspec
 
 from agentos.core import messages as m
-from agentos.core.epoch import Epoch
 from agentos.core.jsontext import dump
 from agentos.core.rows import plain
 
@@ -36,28 +33,6 @@ def fail_unrun(run: m.Run, reason: str) -> m.Send:
     response = dump({"task_id": run.task_id, "state": "failed", "error": {"reason": reason}})
     end = m.End("failed", response, reason)
     return m.Send(m.STORE, m.Record(task_id=run.task_id, epoch=run.epoch, end=end))
-
-
-class Floors:
-    """Which claims are over for a proxy, should a `Run` of one of them come late.
-
-    Args:
-        most: tasks that are remembered; the oldest are forgotten first.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._floors: OrderedDict[int, Epoch] = OrderedDict()
-
-    def lift(self, task_id: int, floor: Epoch) -> None:
-        """Claims of this task under epochs older than `floor` are over."""
-        self._floors[task_id] = max(floor, self._floors.pop(task_id, floor))
-        if len(self._floors) > self._most:
-            self._floors.popitem(last=False)
-
-    def allow(self, run: m.Run) -> bool:
-        """Whether this claim is not over."""
-        return run.epoch >= self._floors.get(run.task_id, Epoch())
 
 
 def fail_poisonous(run: m.Run) -> m.Send:

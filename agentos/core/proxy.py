@@ -13,9 +13,10 @@ from agentos.core.calls import Context, TimerKey
 from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError, TaskNotFound
 from agentos.core.executor import Executor
+from agentos.core.floors import Floors
 from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
-from agentos.core.loading import Floors, Loading, fail_poisonous, fail_unrun
+from agentos.core.loading import Loading, fail_poisonous, fail_unrun
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 
@@ -141,7 +142,7 @@ class ProxyMachine:
         held = self._held(run.task_id)
         if held is not None and held >= run.epoch:
             return [self._started(run)] if held == run.epoch else []
-        if not self._floors.allow(run):
+        if run.epoch < self._floors.of(run.task_id):
             return [self._dropped(run.task_id, run.epoch, "this claim is over")]
         if self._draining:
             return [self._dropped(run.task_id, run.epoch, f"{self.address} is stopping")]
