@@ -150,7 +150,7 @@ class Bus:
 
     def _over_the_wire(self, envelope: m.Envelope) -> m.Envelope:
         """Written and read as between processes: what a machine says must fit, and be allowed."""
-        read = self._codec.decode(self._codec.encode(envelope))
+        [read] = self._codec.decode(self._codec.encode(envelope))
         assert isinstance(read.message, m.Sealed)
         message = open_sealed(read.message, self._limits)
         assert allowed(type(message), read.sender, read.to), read

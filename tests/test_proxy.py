@@ -60,7 +60,7 @@ def kinds(sends: list[m.Send]) -> list[tuple[str, type]]:
 def running() -> tuple[ProxyMachine, m.Call]:
     """A proxy that owns task 1 and waits for its three samples, the first placed at OTHER."""
     machine = proxy()
-    (_, place) = tell(machine, REGION, run())
+    (place,) = tell(machine, REGION, run())
     assert isinstance(place.message, m.Place)
     call = place.message.call
     tell(machine, REGION, placed(call, OTHER))
@@ -199,9 +199,9 @@ def test_clients_watch_for_themselves_only() -> None:
 
 
 def test_the_same_claim_again_starts_nothing_twice() -> None:
-    """A `Run` that is repeated is confirmed; one that is older is not even that."""
+    """A `Run` that is repeated changes nothing, and neither does one that is older."""
     machine, _ = running()
-    assert kinds(tell(machine, REGION, run())) == [(REGION, m.Started)]
+    assert tell(machine, REGION, run()) == []
     assert tell(machine, REGION, run(epoch=Epoch(1, 0))) == []
 
 
@@ -296,7 +296,7 @@ def test_single_calls_spread_when_home_is_full() -> None:
     """Of three nodes that are ready at once, only as many start at home as have room there."""
     graph = json.dumps({"nodes": {n: {"agent": "echo", "prompt": ""} for n in "abc"}})
     sends = tell(proxy(echo=1), REGION, run(graph=graph))
-    assert [kind for _, kind in kinds(sends)] == [m.Started, m.Invoke, m.Place, m.Place]
+    assert [kind for _, kind in kinds(sends)] == [m.Invoke, m.Place, m.Place]
 
 
 def test_it_stays_as_small_as_its_tasks() -> None:

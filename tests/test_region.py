@@ -118,7 +118,7 @@ def test_strangers_change_nothing(message: m.Message, sender: str) -> None:
 
 
 @fuzzed
-@given(data=st.data(), kind=st.sampled_from([m.Started, m.Ended, m.Dropped]))
+@given(data=st.data(), kind=st.sampled_from([m.Ended, m.Dropped]))
 def test_only_the_owner_speaks_for_a_task(data: st.DataObject, kind: type[m.Message]) -> None:
     """Another proxy, or the owner of an earlier claim, cannot end or drop it."""
     machine, owner = owning(P0, P1)
@@ -126,6 +126,19 @@ def test_only_the_owner_speaks_for_a_task(data: st.DataObject, kind: type[m.Mess
     sender = data.draw(st.sampled_from([P0, P1]))
     if (sender, message.task_id, message.epoch) != (owner, 1, E11):
         assert changes(machine, m.Envelope(ME, sender, message), 0.0) == (False, [])
+
+
+def test_whoever_watches_hears_from_every_owner() -> None:
+    """The region knows who wants to hear of a task's progress, and tells each owner that it gets."""
+    machine, owner = owning(P0, P1)
+    watch = m.Watch(task_id=1, client="client/c")
+    assert tell(machine, "client/c", watch) == []  # only the gateway says who watches
+    assert tell(machine, "gateway/a", watch) == [m.Send(owner, watch)]
+    restarted = tell(machine, owner, beat(incarnation="2"))  # loses its task to another
+    (claim,) = [send for send in restarted if isinstance(send.message, m.Claim)]
+    sends = tell(machine, "store", claimed(claim.message))
+    assert [type(send.message) for send in sends] == [m.Run, m.Event, m.Watch]
+    assert [send.to for send in sends][1] == "client/c"
 
 
 @fuzzed

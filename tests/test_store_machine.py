@@ -38,7 +38,7 @@ def store(limits: Limits | None = None) -> tuple[StoreMachine, MemoryDatabase]:
 def tell(machine: StoreMachine, message: m.Message) -> m.Message:
     """The one answer to a message."""
     sender = getattr(message, "claimant", OWNER)
-    (send,) = machine.handle(m.Envelope(m.STORE, sender, message, "r7"), 0.0)
+    send, *_ = machine.handle(m.Envelope(m.STORE, sender, message, "r7"), 0.0)
     assert (send.to, send.ref) == (sender, "r7")
     return send.message
 
@@ -85,7 +85,8 @@ def test_nothing_raises_in_any_state(envelopes: list[m.Envelope]) -> None:
         if isinstance(envelope.message, m.Heard):  # passed on to the other gateways
             assert envelope.sender not in {s.to for s in sends}
         else:
-            assert [(s.to, s.ref) for s in sends] in ([], [(envelope.sender, envelope.ref)])
+            answers = [s for s in sends if not isinstance(s.message, m.Ended)]
+            assert [(s.to, s.ref) for s in answers] in ([], [(envelope.sender, envelope.ref)])
 
 
 @fuzzed
@@ -140,6 +141,42 @@ def test_an_end_is_told_only_if_it_stands() -> None:
         assert isinstance(answer, m.Recorded)
         assert answer.ended is told
         assert answer.outcome == "stale" or told
+
+
+def test_every_living_gateway_hears_of_an_end() -> None:
+    """Whoever waits for it may wait at any of them; an end that does not stand is not told."""
+    machine, _ = store()
+    for gateway in ("gateway/a", "gateway/b"):
+        machine.handle(m.Envelope(m.STORE, gateway, m.CountTasks()), 0.0)
+    end = m.End("succeeded", '{"output":1}')
+    for q, told in (
+        (record("z", epoch=E10, end=end), []),
+        (record("b"), []),
+        (record("a", end=end), ["gateway/a", "gateway/b"]),
+        (record("a", end=end), ["gateway/a", "gateway/b"]),  # the first word may be lost
+    ):
+        _, *news = machine.handle(m.Envelope(m.STORE, OWNER, q, "r7"), 0.0)
+        assert [send.to for send in news] == told
+        for send in news:
+            assert send.message == m.Ended(
+                task_id=1,
+                epoch=E11,
+                state="succeeded",
+                response='{"output":1}',
+                region="region/r0",
+            )
+
+
+def test_the_other_gateways_hear_of_a_cancellation() -> None:
+    """The one that cancelled knows; a client of another one waits for the end as well."""
+    machine, _ = store()
+    for gateway in ("gateway/a", "gateway/b"):
+        machine.handle(m.Envelope(m.STORE, gateway, m.CountTasks()), 0.0)
+    cancel = m.Envelope(m.STORE, "gateway/a", m.CancelTask(task_id=1), "r7")
+    _, news = machine.handle(cancel, 0.0)
+    assert news.to == "gateway/b"
+    assert isinstance(news.message, m.Ended)
+    assert news.message.state == "cancelled"
 
 
 def test_writers_of_nothing_are_told_to_stop() -> None:

@@ -16,7 +16,7 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import LocalProtocolError, RemoteProtocolError
 from agentos.core.limits import MAX_INT, Limits
 from agentos.core.routes import KINDS
-from agentos.runtime.wire import JsonCodec, open_sealed
+from agentos.runtime.wire import BUNDLE_BYTES, MAX_BUNDLE, JsonCodec, open_sealed
 from tests.strategies import JSON_VALUES, envelopes, messages
 
 LIMITS = Limits()
@@ -31,7 +31,7 @@ RECORD = m.Envelope(
 
 def read(frames: list[bytes]) -> m.Message:
     """Decode an envelope and its body, as a process at the end of the way does."""
-    envelope = CODEC.decode(frames)
+    [envelope] = CODEC.decode(frames)
     assert isinstance(envelope.message, m.Sealed)
     return open_sealed(envelope.message, LIMITS)
 
@@ -56,7 +56,7 @@ def test_every_message_arrives_as_it_was_sent(kind: str, data: st.DataObject) ->
     """Whatever a message of any kind holds, its receiver gets an equal one."""
     envelope = data.draw(envelopes(messages(KINDS[kind])))
     frames = CODEC.encode(envelope)
-    header = CODEC.decode(frames)
+    [header] = CODEC.decode(frames)
     assert (header.to, header.sender, header.ref) == (envelope.to, envelope.sender, envelope.ref)
     assert read(frames) == envelope.message
     assert type(read(frames)) is KINDS[kind]
@@ -66,7 +66,8 @@ def test_every_message_arrives_as_it_was_sent(kind: str, data: st.DataObject) ->
 def test_forwarding_changes_nothing(envelope: m.Envelope) -> None:
     """A forwarder passes on the very bytes of the body, and never opens it."""
     frames = CODEC.encode(envelope)
-    assert CODEC.encode(CODEC.decode(frames)) == frames
+    [received] = CODEC.decode(frames)
+    assert CODEC.encode(received) == frames
 
 
 def test_the_frames_are_as_documented() -> None:
@@ -79,6 +80,55 @@ def test_the_frames_are_as_documented() -> None:
         "rows": [{"node_id": "a", "result": '{"v":1}'}],
         "end": None,
     }
+
+
+@given(st.lists(envelopes(), max_size=20))
+def test_a_bundle_is_what_was_put_into_it(sent: list[m.Envelope]) -> None:
+    """Envelopes that travel together arrive as they would alone, and in their order."""
+    alone = [CODEC.decode(CODEC.encode(envelope))[0] for envelope in sent]
+    bundles = CODEC.encode_all(sent)
+    assert [e for bundle in bundles for e in CODEC.decode(bundle.frames)] == alone
+    assert sum(bundle.envelopes for bundle in bundles) == len(sent)
+    assert CODEC.encode_all(alone) == bundles  # a forwarder changes nothing
+
+
+def test_a_bundle_is_as_documented() -> None:
+    """Three frames: the version with a star, the headers, the bodies."""
+    (bundle,) = CODEC.encode_all([RECORD, say(1)])
+    version, headers, bodies = bundle.frames
+    assert version == b"AOS1*"
+    assert orjson.loads(headers) == [
+        ["store", "proxy/eu/1", "r-1", "record", len(bodies) - len(b'{"value":1}')],
+        ["a", "b", "", "say", len(b'{"value":1}')],
+    ]
+    assert bodies == CODEC.encode(RECORD)[-1] + b'{"value":1}'
+
+
+def test_bundles_stay_small() -> None:
+    """Many messages, and large ones, are cut: nobody waits behind megabytes."""
+    many = CODEC.encode_all([say(1)] * (2 * MAX_BUNDLE + 1))
+    assert [bundle.envelopes for bundle in many] == [MAX_BUNDLE, MAX_BUNDLE, 1]
+    large = CODEC.encode_all([say("x" * BUNDLE_BYTES), say(1), say(2)])
+    assert [bundle.envelopes for bundle in large] == [1, 2]
+
+
+@given(st.binary(max_size=200) | JSON_VALUES.map(orjson.dumps), st.binary(max_size=60))
+def test_random_bundles_raise_one_error(headers: bytes, bodies: bytes) -> None:
+    """Headers that are none, or do not fit the bodies, raise `RemoteProtocolError` alone."""
+    complaint = complaint_of(CODEC.decode, [b"AOS1*", headers, bodies])
+    assert complaint
+
+
+@given(st.lists(envelopes(), min_size=1, max_size=3), st.data())
+def test_damaged_bundles_raise_one_error(sent: list[m.Envelope], data: st.DataObject) -> None:
+    """A field of a header that is changed, lost or doubled does no harm."""
+    frames = list(CODEC.encode_all(sent)[0].frames)
+    headers = orjson.loads(frames[1])
+    header = headers[data.draw(st.integers(0, len(headers) - 1))]
+    place = data.draw(st.integers(0, len(header) - 1))
+    header[place : place + 1] = data.draw(st.lists(JSON_VALUES | st.integers(), max_size=2))
+    frames[1] = orjson.dumps(headers)
+    assert len(complaint_of(CODEC.decode, frames)) < 1_000
 
 
 def test_defaults_may_be_left_out() -> None:

@@ -16,7 +16,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Final
 
 import structlog
@@ -192,28 +192,33 @@ def transmit(socket: Socket, frames: Sequence[bytes]) -> None:
     _send(socket, frames[-1], _LAST)
 
 
-def receive(socket: Socket) -> tuple[list[bytes], zmq.Frame] | None:
-    """One message and its first frame, or `None` when there is none.
+def receive(
+    socket: Socket, known: Container[bytes] | None = None
+) -> tuple[list[bytes], zmq.Frame | None] | None:
+    """One message, or `None` when there is none; at most `MAX_FRAMES` of its frames are kept.
 
-    At most `MAX_FRAMES` of its frames are kept. Only the first is a `zmq.Frame`, which knows the
-    connection: making one takes ten times as long as receiving bytes.
+    Of a ROUTER's message whose first frame is not `known` the second comes as a `zmq.Frame` as
+    well, which knows the connection: making one takes ten times as long as receiving bytes.
     """
     try:
-        first = socket.recv(_LAST, copy=False)
+        frames = [_recv(socket, _LAST)]
     except zmq.Again:
         return None
-    frames = [first.bytes]
-    if first.more:
-        frames.append(_recv(socket, _LAST))
-        while _get(socket, zmq.RCVMORE):
-            frame = _recv(socket, _LAST)
-            if len(frames) < MAX_FRAMES:
-                frames.append(frame)
-    return frames, first
+    source = None
+    if known is not None and frames[0] not in known and _get(socket, zmq.RCVMORE):
+        source = socket.recv(_LAST, copy=False)
+        frames.append(source.bytes)
+    while _get(socket, zmq.RCVMORE):
+        frame = _recv(socket, _LAST)
+        if len(frames) < MAX_FRAMES:
+            frames.append(frame)
+    return frames, source
 
 
-def descriptor(frame: zmq.Frame) -> int:
+def descriptor(frame: zmq.Frame | None) -> int:
     """The file descriptor of the connection that a frame came over; -1 if libzmq does not say."""
+    if frame is None:
+        return -1
     try:
         return int(frame.get(zmq.SRCFD))
     except zmq.ZMQError:

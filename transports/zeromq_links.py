@@ -18,13 +18,15 @@ import zmq
 from agentos.core.errors import Overloaded, RemoteProtocolError
 from agentos.core.limits import Limits
 from agentos.core.messages import Envelope
-from agentos.core.ports import Codec, Receiver
+from agentos.core.ports import Bundle, Codec, Receiver
 from agentos.transports.zeromq_io import IOThread, Socket, monitor, receive, transmit
 
 log = structlog.get_logger(__name__)
 
 BATCH: Final = 256
 """Messages that one socket may receive, or one link send, before it is another's turn."""
+BUNDLE_FRAMES: Final = 3
+"""Frames of a bundle; an envelope alone has more (docs/protocol.md)."""
 LINGER_MS: Final = 300
 """How long libzmq goes on sending what it has taken, after a socket was closed."""
 
@@ -59,9 +61,13 @@ class Link(ABC):
         self._receiver = receiver
         self._high_water_mark = shared.limits.high_water_mark
         self._max_bytes = shared.limits.peer_bytes
-        self._queue: deque[list[bytes]] = deque()
+        self._queue: deque[Bundle] = deque()
+        self._waiting = 0
+        """Envelopes in the queue."""
         self._bytes = 0
         """Of the bodies in the queue."""
+        self._bundles = False
+        """Whether the peer reads bundles: it has sent one, or is the parent of one of ours."""
         self._lock = threading.Lock()
         self._flushing = False
         """Whether a flush is submitted or waits for room: there is never more than one."""
@@ -75,23 +81,30 @@ class Link(ABC):
             Overloaded: more than `limits.high_water_mark` messages, or `limits.peer_bytes`, would
                 wait; none was queued.
         """
-        messages = [self._codec.encode(envelope) for envelope in envelopes]
-        size = sum(len(frames[-1]) for frames in messages)
+        bundles = self._written(envelopes)
+        size = sum(bundle.size for bundle in bundles)
         with self._lock:
             if self._closed:
-                log.debug("send_on_closed_link", peer=self.peer, messages=len(messages))
+                log.debug("send_on_closed_link", peer=self.peer, messages=len(envelopes))
                 return
-            waiting = len(self._queue)
-            if waiting + len(messages) > self._high_water_mark:
+            waiting = self._waiting
+            if waiting + len(envelopes) > self._high_water_mark:
                 raise Overloaded(f"{waiting} messages wait for {self.peer} already")
             if waiting and self._bytes + size > self._max_bytes:
                 raise Overloaded(f"{self._bytes} bytes wait for {self.peer} already")
-            self._queue.extend(messages)
+            self._queue.extend(bundles)
+            self._waiting += len(envelopes)
             self._bytes += size
-            if self._flushing or not messages:
+            if self._flushing or not bundles:
                 return
             self._flushing = True
         self._io.submit(self._flush)
+
+    def _written(self, envelopes: Sequence[Envelope]) -> list[Bundle]:
+        if self._bundles:
+            return self._codec.encode_all(envelopes)
+        messages = [self._codec.encode(envelope) for envelope in envelopes]
+        return [Bundle(frames, 1, len(frames[-1])) for frames in messages]
 
     def close(self) -> None:
         """Give the link up. What is queued is still sent, as far as there is room for it now."""
@@ -106,14 +119,16 @@ class Link(ABC):
         if not self._closed:
             self._tell(self._receiver.received, envelopes)
 
-    def decode(self, frames: Sequence[bytes]) -> Envelope | None:
-        """One envelope, or `None` after the receiver was told that it is none."""
+    def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
+        """What came in one message; nothing after the receiver was told that it is none."""
         try:
-            return self._codec.decode(frames)
+            envelopes = self._codec.decode(frames)
         except RemoteProtocolError as error:
             if not self._closed:
                 self._tell(self._receiver.failed, error)
-            return None
+            return []
+        self._bundles = self._bundles or len(frames) == BUNDLE_FRAMES
+        return envelopes
 
     def drain(self) -> bool:
         """Write what is queued while there is room; whether nothing is left to be written."""
@@ -142,16 +157,18 @@ class Link(ABC):
             self._io.submit(self._flush)
 
     def _write_next(self) -> None:
-        self._write(self._queue[0])
+        self._write(self._queue[0].frames)
         with self._lock:
-            self._bytes -= len(self._queue.popleft()[-1])
+            written = self._queue.popleft()
+            self._waiting -= written.envelopes
+            self._bytes -= written.size
 
     def _lose(self, reason: str) -> None:
         """The peer is gone: forget the link and say so, unless it was closed meanwhile."""
         with self._lock:
             was_closed, self._closed = self._closed, True
             self._queue.clear()
-            self._bytes = 0
+            self._waiting = self._bytes = 0
         self._forget()
         if not was_closed:
             log.debug("link_lost", peer=self.peer, reason=reason)
@@ -185,6 +202,7 @@ class Uplink(Link):
 
     def __init__(self, shared: Shared, socket: Socket, url: str, receiver: Receiver) -> None:
         super().__init__(shared, url, receiver)
+        self._bundles = True
         self._socket = socket
         self._endpoints = shared.endpoints
         self._monitor = monitor(socket, zmq.EVENT_DISCONNECTED)
@@ -219,15 +237,13 @@ class Uplink(Link):
             self._receive()
 
     def _receive(self) -> bool:
-        envelopes = []
+        envelopes: list[Envelope] = []
         came = None
-        for _ in range(BATCH):
+        while len(envelopes) < BATCH:
             came = receive(self._socket)
             if came is None:
                 break
-            envelope = self.decode(came[0])
-            if envelope is not None:
-                envelopes.append(envelope)
+            envelopes += self.decode(came[0])
         if envelopes:
             self.deliver(envelopes)
         return came is not None

@@ -161,20 +161,23 @@ class RouterListener:
 
     def _receive(self, _events: int) -> None:
         batches: dict[Child, list[Envelope]] = {}
-        for _ in range(BATCH):
-            came = receive(self.socket)
+        count = 0
+        while count < BATCH:
+            came = receive(self.socket, self._children)
             if came is None:
                 break
-            frames = came[0]
-            child = self._children.get(frames[0]) or self._accept(frames[0], descriptor(came[1]))
+            frames, source = came
+            count += 1
+            child = self._children.get(frames[0]) or self._accept(frames[0], descriptor(source))
             if child is None:
                 continue
             if len(frames) == MAX_FRAMES:
                 self._turn_away(child, HostilePeerError(f"{MAX_FRAMES} frames in one message"))
                 continue
-            envelope = child.decode(frames[1:])
-            if envelope is not None:
-                batches.setdefault(child, []).append(envelope)
+            envelopes = child.decode(frames[1:])
+            if envelopes:
+                count += len(envelopes) - 1
+                batches.setdefault(child, []).extend(envelopes)
         now = time.monotonic()
         for child, envelopes in batches.items():
             child.heard_at = now

@@ -35,7 +35,7 @@ class JsonWire:
     def __call__(self, envelope: m.Envelope) -> m.Envelope:
         limits = Limits()
         codec = JsonCodec(limits)
-        read = codec.decode(codec.encode(envelope))
+        [read] = codec.decode(codec.encode(envelope))
         assert isinstance(read.message, m.Sealed), "what comes off the wire is not opened yet"
         return m.Envelope(read.to, read.sender, open_sealed(read.message, limits), read.ref)
 

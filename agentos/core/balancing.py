@@ -19,6 +19,8 @@ class LeastLoaded:
 
     def choose(self, loads: Mapping[str, float], avoid: Collection[str] = ()) -> str | None:
         """The place with the smallest load."""
+        if not avoid:
+            return min(zip(loads.values(), loads, strict=True), default=(0.0, None))[1]
         return min(loads, key=lambda place: (place in avoid, loads[place], place), default=None)
 
 

@@ -24,7 +24,7 @@ PATIENCE = 30
 
 RECHECKED = 64
 """Watched tasks that one sweep asks the store about: an `Ended` may have been lost."""
-ONLY_FROM = {m.Started: "region", m.Ended: "region", m.Cancelled: "store", m.Refused: "store"}
+ONLY_FROM = {m.Ended: {"region", "store"}, m.Cancelled: {"store"}, m.Refused: {"store"}}
 """Where the table of routes lets more roles speak to a gateway than this machine needs."""
 
 
@@ -84,9 +84,8 @@ class GatewayMachine:
             m.GetCluster: self._get_cluster,
             m.RegionBeat: self._beat,
             m.Heard: lambda q, _e, now: self._placement.heard(q, now),
-            m.Claimed: lambda q, _e, _now: self._placement.claimed(q),
+            m.Claimed: self._claimed,
             m.Declined: self._declined,
-            m.Started: self._started,
             m.Ended: self._ended,
             m.TasksFound: lambda q, _e, now: self._placement.found(q, now),
             m.TaskCounts: lambda q, _e, now: self._placement.counted(q, now),
@@ -97,7 +96,7 @@ class GatewayMachine:
     def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
         """Take one message."""
         kind = type(envelope.message)
-        if ONLY_FROM.get(kind, "") not in {"", m.role_of(envelope.sender)}:
+        if kind in ONLY_FROM and m.role_of(envelope.sender) not in ONLY_FROM[kind]:
             return []
         handler = self._handlers.get(kind)
         return handler(envelope.message, envelope, now) if handler else []
@@ -178,7 +177,7 @@ class GatewayMachine:
         self.counters["cancelled"] += 1
         if q.region:
             out.append(m.Send(q.region, m.Stop(task_id=q.task_id, epoch=q.epoch)))
-        ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state, response="")
+        ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state)
         return out + self._announce(ended)
 
     def _watch(self, q: m.Watch, e: m.Envelope, now: float) -> list[m.Send]:
@@ -211,8 +210,8 @@ class GatewayMachine:
         why = "" if where else self._placement.why_waiting(q.agents)
         event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=where, text=why)
         out = [m.Send(waiting.client, event, waiting.ref)] if waiting.ref else []
-        if waiting.watch.progress and q.owner:
-            out.append(m.Send(q.owner, waiting.watch))
+        if waiting.watch.progress and q.region:
+            out.append(m.Send(q.region, waiting.watch))
         return out
 
     def _refused(self, q: m.Refused, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -314,11 +313,12 @@ class GatewayMachine:
     def _rechecked(self, q: m.TaskInfo) -> list[m.Send]:
         if q.state in m.TERMINAL:
             return self._announce(_ended_as(q))
-        return self._tell_owner(q.task_id, q.owner) if q.owner else []
+        return self._tell_region(q.task_id, q.region) if q.region else []
 
-    def _tell_owner(self, task_id: int, owner: str) -> list[m.Send]:
+    def _tell_region(self, task_id: int, region: str) -> list[m.Send]:
+        """Who wants to hear of the task's progress: the region tells every owner that it has."""
         return [
-            m.Send(owner, m.Watch(task_id=task_id, client=client))
+            m.Send(region, m.Watch(task_id=task_id, client=client))
             for client, progress in self._watchers.get(task_id, {}).items()
             if progress
         ]
@@ -333,17 +333,16 @@ class GatewayMachine:
         self.counters["declined"] += 1
         return self._placement.declined(q, e.sender, now)
 
-    def _started(self, q: m.Started, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=q.owner)
-        watching = [c for c, progress in self._watchers.get(q.task_id, {}).items() if progress]
-        return [*(m.Send(c, event) for c in watching), *self._tell_owner(q.task_id, q.owner)]
+    def _claimed(self, q: m.Claimed, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        out = self._placement.claimed(q)
+        return out + self._tell_region(q.task_id, q.region) if out else out
 
     def _ended(self, q: m.Ended, e: m.Envelope, now: float) -> list[m.Send]:
+        """The store says so, or a region that has learned of it: who watches is told by the store."""
         self.counters[q.state] += 1
-        if q.response or q.task_id not in self._watchers:
-            out = self._announce(q)
-        else:  # the region learned of the end from the store; the response is there
-            out = self._recheck(q.task_id, now)
+        if e.sender == m.STORE:
+            return [*self._announce(q), *self._placement.ended(q.region, now)]
+        out = self._recheck(q.task_id, now) if q.task_id in self._watchers else []
         return out + self._placement.ended(e.sender, now)
 
     # -- time ------------------------------------------------------------------------------------

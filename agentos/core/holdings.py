@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -30,6 +30,17 @@ class Holding(msgspec.Struct):
     claim: m.Claim | None = None
     claiming: bool = False
     since: float = 0.0
+    watchers: dict[str, None] = msgspec.field(default_factory=dict)
+    """Clients that want to hear of its progress."""
+
+    def introduce(self, task_id: int) -> list[m.Send]:
+        """Tell who watches of the owner, and the owner of who watches."""
+        out = []
+        for client in self.watchers:
+            placed = m.Event(task_id=task_id, epoch=self.epoch, event="placed", proxy=self.owner)
+            watch = m.Watch(task_id=task_id, client=client)
+            out += [m.Send(client, placed), m.Send(self.owner, watch)]
+        return out
 
 
 class Sweep(msgspec.Struct):
@@ -65,19 +76,19 @@ class Sweep(msgspec.Struct):
 
 
 class Holdings:
-    """The tasks of a region by id, with the number that each proxy owns."""
+    """The tasks of a region by id and by owner.
 
-    def __init__(self) -> None:
+    Args:
+        owns: told how many tasks a proxy owns when that changes.
+    """
+
+    def __init__(self, owns: Callable[[str, int], None]) -> None:
         self._tasks: dict[int, Holding] = {}
-        self._owned: dict[str, int] = {}
+        self._of: dict[str, dict[int, Holding]] = {}
+        self._owns = owns
         self._stops = Floors(REMEMBERED)
         self._trial: tuple[int, float] = (0, 0.0)
         """The task that was last let run although it must not lose another owner, and until when."""
-
-    @property
-    def owned(self) -> Mapping[str, int]:
-        """How many tasks each proxy owns; those that own none are not in it."""
-        return self._owned
 
     def put(self, task_id: int, task: Holding) -> Holding:
         """Hold a task, in place of what was held of it before."""
@@ -104,19 +115,24 @@ class Holdings:
 
     def of(self, owner: str) -> list[tuple[int, Holding]]:
         """The tasks that a proxy owns."""
-        if owner not in self._owned:
-            return []
-        return [(task_id, task) for task_id, task in self._tasks.items() if task.owner == owner]
+        return list(self._of.get(owner, {}).items())
 
-    def own(self, task: Holding, owner: str) -> None:
+    def own(self, task_id: int, owner: str) -> None:
         """Note who owns a task; "" for nobody."""
+        self._own(task_id, self._tasks[task_id], owner)
+
+    def _own(self, task_id: int, task: Holding, owner: str) -> None:
         if task.owner:
-            self._owned[task.owner] -= 1
-            if not self._owned[task.owner]:
-                del self._owned[task.owner]
+            others = self._of[task.owner]
+            del others[task_id]
+            if not others:
+                del self._of[task.owner]
+            self._owns(task.owner, len(others))
         task.owner, task.widowed = owner, False
         if owner:
-            self._owned[owner] = self._owned.get(owner, 0) + 1
+            mine = self._of.setdefault(owner, {})
+            mine[task_id] = task
+            self._owns(owner, len(mine))
 
     def try_alone(self, task_id: int, now: float, for_s: float) -> bool:
         """Whether a task may run that fails if it loses one more owner: such tasks one at a time.
@@ -133,7 +149,7 @@ class Holdings:
         """Hold it no more."""
         task = self._tasks.pop(task_id, None)
         if task is not None:
-            self.own(task, "")
+            self._own(task_id, task, "")
 
     def stopped(self, task_id: int, epoch: Epoch) -> None:
         """Remember that everything older than this epoch has to stop."""

@@ -48,8 +48,7 @@ class Places:
                 out.append(self._none_for(call, row))
                 continue
             used.add(proxy)
-            self._proxies.give(proxy)
-            loads = self._proxies.loads(call.agent)
+            loads[proxy] = self._proxies.give(proxy, call.agent)
             self._given[key] = proxy
             one = call if row == call.row else msgspec.structs.replace(call, row=row)
             out.append(m.Send(proxy, one))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -43,6 +43,16 @@ class Machine(Protocol):
 # -- transports -----------------------------------------------------------------------------------
 
 
+class Bundle(NamedTuple):
+    """One message of a transport, that carries several envelopes."""
+
+    frames: list[bytes]
+    envelopes: int
+    """How many it carries."""
+    size: int
+    """Bytes of their bodies."""
+
+
 class Codec(Protocol):
     """Envelopes to frames and back; given to transports that need bytes."""
 
@@ -50,11 +60,15 @@ class Codec(Protocol):
         """Frames of one envelope, without any routing prefix."""
         ...
 
-    def decode(self, frames: Sequence[bytes]) -> m.Envelope:
-        """One envelope, its body still sealed.
+    def encode_all(self, envelopes: Sequence[m.Envelope]) -> list[Bundle]:
+        """The same for many, in order, for a peer that has sent a bundle itself."""
+        ...
+
+    def decode(self, frames: Sequence[bytes]) -> list[m.Envelope]:
+        """What came in one message, one envelope or a bundle, their bodies still sealed.
 
         Raises:
-            RemoteProtocolError: for anything that is not exactly one.
+            RemoteProtocolError: for anything that is not exactly that.
         """
         ...
 

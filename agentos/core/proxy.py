@@ -141,7 +141,7 @@ class ProxyMachine:
     def _run(self, run: m.Run, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         held = self._held(run.task_id)
         if held is not None and held >= run.epoch:
-            return [self._started(run)] if held == run.epoch else []
+            return []
         if run.epoch < self._floors.of(run.task_id):
             return [self._dropped(run.task_id, run.epoch, "this claim is over")]
         if self._draining:
@@ -153,7 +153,6 @@ class ProxyMachine:
         if run.attempts >= self._limits.max_attempts:
             return [*out, fail_poisonous(run)]
         self._loading[run.task_id] = Loading(run, [], watchers)
-        out.append(self._started(run))
         return out + (self._load(run.task_id, now) if run.saved else self._begin(run.task_id, now))
 
     def _load(self, task_id: int, now: float) -> list[m.Send]:
@@ -214,7 +213,7 @@ class ProxyMachine:
         """The end of a task that was not begun, or one that we have told of already."""
         if not answer.ended or self._held(answer.task_id) is not None:
             return []
-        ended = m.Ended(task_id=answer.task_id, epoch=answer.epoch, state=answer.state, response="")
+        ended = m.Ended(task_id=answer.task_id, epoch=answer.epoch, state=answer.state)
         return [m.Send(self._region, ended)]
 
     def _stop(self, stop: m.Stop, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -282,10 +281,6 @@ class ProxyMachine:
     def _unwatch(self, watch: m.Unwatch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         self._watchers(watch.task_id).pop(watch.client, None)
         return []
-
-    def _started(self, run: m.Run) -> m.Send:
-        started = m.Started(task_id=run.task_id, epoch=run.epoch, owner=self.address)
-        return m.Send(self._region, started)
 
     def _dropped(self, task_id: int, epoch: Epoch, reason: str) -> m.Send:
         return m.Send(self._region, m.Dropped(task_id=task_id, epoch=epoch, reason=reason))

@@ -43,7 +43,7 @@ class RegionMachine:
         self._balancer = balancer or LeastLoaded()
         self._proxies = Fleet(limits.suspicion_s)
         self._places = Places(address, self._proxies, self._balancer, limits.heartbeat_s)
-        self._tasks = Holdings()
+        self._tasks = Holdings(self._proxies.owns)
         self._timers: Timers[tuple[int, str]] = Timers()
         for key in (BEAT, SWEEP, LOOK):
             self._timers.set(key, 0.0)
@@ -57,7 +57,7 @@ class RegionMachine:
             m.Claimed: self._claimed,
             m.Stop: self._stop,
             m.ProxyBeat: self._beat,
-            m.Started: self._started,
+            m.Watch: self._watch,
             m.Ended: self._ended,
             m.Dropped: self._dropped,
             m.Place: self._place,
@@ -104,7 +104,7 @@ class RegionMachine:
         if self._draining:
             return self._decline(task_id, f"{self.address} is stopping")
         missing = set(task.agents) - self._proxies.agents()
-        room = {} if missing else self._proxies.room(self._tasks.owned)
+        room = {} if missing else self._proxies.room()
         owner = self._balancer.choose(room, avoid)
         if owner is None:
             reason = f"no live proxy offers {sorted(missing)}" if missing else "no room"
@@ -112,10 +112,10 @@ class RegionMachine:
         limits = self._limits
         last_chance = task.attempts + task.lost == limits.max_attempts - 1 > 0
         if last_chance and not self._tasks.try_alone(task_id, now, 2 * limits.suspicion_s):
-            self._tasks.own(task, "")
+            self._tasks.own(task_id, "")
             self._timers.set((task_id, CLAIM), now + limits.heartbeat_s)
             return []
-        self._tasks.own(task, owner)
+        self._tasks.own(task_id, owner)
         task.claim = m.Claim(
             task_id=task_id,
             expected=task.epoch,
@@ -164,29 +164,31 @@ class RegionMachine:
             attempts=q.attempts,
             lost=q.lost,
         )
-        return [m.Send(q.owner, run)]
+        return [m.Send(q.owner, run), *task.introduce(q.task_id)]
 
     def _lost(self, q: m.Claimed, task: Holding) -> list[m.Send]:
         """Not ours any more. If it has ended, neither owner nor gateway may have heard."""
         out = self._spread(q.task_id, q.epoch) if task.epoch < q.epoch else []
         self._forget(q.task_id)
         if q.state in m.TERMINAL:
-            ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state, response="")
+            ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state)
             out.append(m.Send(m.GATEWAY, ended))
         return out
 
-    def _started(self, q: m.Started, sender: str, now: float) -> list[m.Send]:
+    def _watch(self, q: m.Watch, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
+        """Somebody wants to hear of a task's progress, from each owner that it will have."""
         task = self._tasks.get(q.task_id)
-        if task is None or task.epoch != q.epoch or task.owner != sender:
+        if task is None or m.role_of(sender) != "gateway":
             return []
-        task.since = now
-        return [m.Send(m.GATEWAY, q)]
+        if len(task.watchers) < self._limits.max_watchers:
+            task.watchers[q.client] = None
+        return [m.Send(task.owner, q)] if task.owner and not task.claiming else []
 
     def _ended(self, q: m.Ended, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
+        """Its owner has ended it: there is room. The gateway hears of it from the store."""
         task = self._tasks.get(q.task_id)
         if task is not None and task.epoch == q.epoch and task.owner == sender:
             self._forget(q.task_id)
-            return [m.Send(m.GATEWAY, q)]
         return []
 
     def _dropped(self, q: m.Dropped, sender: str, now: float) -> list[m.Send]:
@@ -341,7 +343,7 @@ class RegionMachine:
         alive = bool(row.owner) and self._proxies.alive(row.owner)
         peer = self._proxies.get(row.owner)
         if alive and peer is not None and m.Held(row.task_id, row.epoch) in peer.beat.claims:
-            self._tasks.own(task, row.owner)
+            self._tasks.own(row.task_id, row.owner)
             return []
         return self._claim_for(row.task_id, now, lost=bool(row.owner) and not alive)
 
@@ -362,8 +364,6 @@ class RegionMachine:
                 self._forget(task_id)
                 out += self._spread(task_id, epoch.next_regional())
         return out
-
-    # -- the end -----------------------------------------------------------------------------------
 
     @property
     def drained(self) -> bool:
@@ -387,7 +387,7 @@ class RegionMachine:
             tasks=len(self._tasks),
             capacity=0 if self._draining else self._proxies.capacity(),
             agents=tuple(sorted(self._proxies.agents())),
-            proxies=self._proxies.report(self._tasks.owned),
+            proxies=self._proxies.report(),
         )
 
 

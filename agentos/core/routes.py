@@ -31,7 +31,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.Submitted, (GATEWAY,), (CLIENT, ACTOR)),
         (m.Cancel, (CLIENT, ACTOR), (GATEWAY,)),
         (m.Cancelled, (GATEWAY, STORE), (CLIENT, ACTOR, GATEWAY)),
-        (m.Watch, (CLIENT, GATEWAY), (GATEWAY, PROXY)),
+        (m.Watch, (CLIENT, GATEWAY, REGION), (GATEWAY, REGION, PROXY)),
         (m.Unwatch, (CLIENT, GATEWAY), (GATEWAY, PROXY)),
         (m.Event, (GATEWAY, REGION, PROXY), (CLIENT,)),
         (m.GetCluster, (CLIENT, ACTOR), (GATEWAY,)),
@@ -63,8 +63,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.Heard, (GATEWAY, STORE), (STORE, GATEWAY)),
         # region and proxy
         (m.Run, (REGION,), (PROXY,)),
-        (m.Started, (PROXY, REGION), (REGION, GATEWAY)),
-        (m.Ended, (PROXY, REGION, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
+        (m.Ended, (PROXY, REGION, STORE, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
         (m.Dropped, (PROXY,), (REGION,)),
         (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),
         (m.Yield, (REGION,), (PROXY,)),

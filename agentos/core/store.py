@@ -70,7 +70,10 @@ class StoreMachine:
             raise  # nobody's request is wrong: the shell rolls back, and says so to all of them
         except AgentOSError as error:
             answer = m.refusal(error)
-        return [m.Send(envelope.sender, answer, envelope.ref)]
+        return [
+            m.Send(envelope.sender, answer, envelope.ref),
+            *self._announce(envelope.sender, envelope.message, answer),
+        ]
 
     def next_deadline(self) -> float | None:
         """Never: the store acts only when asked."""
@@ -84,11 +87,29 @@ class StoreMachine:
     def _pass_on(self, sender: str, heard: m.Heard, now: float) -> list[m.Send]:
         """Tell the other gateways that live what one of them heard of its region."""
         patience_s = GATEWAY_SWEEPS * max(self._limits.sweep_s, self._limits.heartbeat_s)
-        gateways = {a: at for a, at in self._gateways.items() if now - at <= patience_s}
-        self._gateways = gateways
-        if not heard.region:
-            return []
-        return [m.Send(a, heard) for a in gateways if a != sender]
+        self._gateways = {a: at for a, at in self._gateways.items() if now - at <= patience_s}
+        return self._to_gateways(heard, but=sender) if heard.region else []
+
+    def _to_gateways(self, news: m.Message, but: str = "") -> list[m.Send]:
+        return [m.Send(a, news) for a in self._gateways if a != but]
+
+    def _announce(self, sender: str, q: m.Message | m.Sealed, answer: m.Message) -> list[m.Send]:
+        """An end goes to every gateway at once, with the commit: any may have who waits for it."""
+        if isinstance(answer, m.Recorded) and answer.ended and isinstance(q, m.Record) and q.end:
+            end = q.end
+            ended = m.Ended(
+                task_id=q.task_id,
+                epoch=q.epoch,
+                state=end.state,
+                response=end.response,
+                error=end.error,
+                region=m.region_of(sender),
+            )
+            return self._to_gateways(ended)
+        if isinstance(answer, m.Cancelled) and answer.state == "cancelled":
+            ended = m.Ended(task_id=answer.task_id, epoch=answer.epoch, state=answer.state)
+            return self._to_gateways(ended, but=sender)
+        return []
 
     def _create(self, q: m.CreateTask) -> m.TaskCreated:
         return self._db.create_task(

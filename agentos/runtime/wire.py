@@ -6,6 +6,12 @@ The first frame is the version. The next four are UTF-8 text, and all that a for
 last is one JSON object, which only the receiver opens (`open_sealed`), against the typed message
 that its kind names. docs/protocol.md describes the same for clients in other languages.
 
+Many envelopes that go the same way at the same time are one message of three frames, a bundle:
+
+    b"AOS1*" | [[to, sender, ref, kind, bytes of the body], ...] | the bodies, one after the other
+
+A frame costs more than what is in it; between two processes of ours nearly all are bundles.
+
 Whatever a peer sends, these functions raise `RemoteProtocolError` or nothing: a peer must be able
 to harm nobody but itself (LangSec, "The Seven Turrets of Babel", 2016: recognise all of the input
 before acting on any of it).
@@ -15,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_type_hints
 
 import msgspec
 import orjson
@@ -24,25 +30,42 @@ from agentos.core import jsontext
 from agentos.core.errors import GraphError, LocalProtocolError, RemoteProtocolError
 from agentos.core.limits import MAX_INT, Limits
 from agentos.core.messages import Envelope, Message, Refused, Sealed, is_address
+from agentos.core.ports import Bundle
 from agentos.core.routes import KINDS
 
 VERSION: Final = b"AOS1"
 FRAMES: Final = 6
+BUNDLE: Final = b"AOS1*"
+BUNDLE_FRAMES: Final = 3
+MAX_BUNDLE: Final = 256
+"""Envelopes in one bundle."""
+BUNDLE_BYTES: Final = 256 * 1024
+"""Bytes of bodies above which a bundle takes no further one; so a large body travels alone."""
 
 _REF: Final = re.compile(r"[A-Za-z0-9._-]{0,64}")
 _MAX_HEADER: Final = 200
 """Bytes of one header frame: the longest address."""
 _MAX_ERROR: Final = 400
 """Characters of an error message: what a peer sent is quoted, but not at any length."""
+_MAX_HEADERS: Final = MAX_BUNDLE * 8 * _MAX_HEADER
+"""Bytes of a bundle's header frame: every character may be written as an escape."""
+_KNOWN: Final = 65_536
+"""Headers that are remembered as good ones."""
+_OPEN_ENDED: Final = frozenset(
+    kind for kind, cls in KINDS.items() if Any in get_type_hints(cls).values()
+)
+"""Kinds with a field of any JSON value; every other field has a type that bounds it."""
 _KIND_OF: Final[Mapping[type[Message], str]] = {cls: kind for kind, cls in KINDS.items()}
 
 
 class JsonCodec:
-    """Envelopes to frames and back; `agentos.core.ports.Codec`. Stateless, for any thread."""
+    """Envelopes to frames and back; `agentos.core.ports.Codec`. For any thread."""
 
     def __init__(self, limits: Limits) -> None:
         self._max_bytes = limits.max_frame_bytes
         self._max_depth = limits.max_depth
+        self._good: set[tuple[str, str]] = set()
+        """Pairs of receiver and sender that were looked at already; only to save the time."""
 
     def encode(self, envelope: Envelope) -> list[bytes]:
         """Write one envelope; a body that is still sealed is taken as it came.
@@ -62,33 +85,44 @@ class JsonCodec:
                 outside 64 bits, nesting deeper than `limits.max_depth`, a body larger than
                 `limits.max_frame_bytes`.
         """
-        message = envelope.message
-        if isinstance(message, Sealed):
-            kind, body = message.kind, message.body
-            if kind not in KINDS:
-                raise LocalProtocolError(f"unknown kind of message: {_quote(kind)}")
-        else:
-            kind, body = self._write(message)
-        if len(body) > self._max_bytes:
-            raise LocalProtocolError(
-                f"{kind}: {len(body)} bytes; a frame may have {self._max_bytes}"
-            )
-        fault = _header_fault(envelope.to, envelope.sender, envelope.ref)
-        if fault:
-            raise LocalProtocolError(f"{kind}: {fault}")
+        kind, body = self._write(envelope)
         header = (envelope.to, envelope.sender, envelope.ref, kind)
         return [VERSION, *(text.encode() for text in header), body]
 
-    def decode(self, frames: Sequence[bytes]) -> Envelope:
-        """Read the header frames of one envelope; its body stays sealed.
+    def encode_all(self, envelopes: Sequence[Envelope]) -> list[Bundle]:
+        """Write envelopes as bundles, in order, for a peer that reads those.
+
+        Raises:
+            LocalProtocolError: as `encode` does.
+        """
+        bundles: list[Bundle] = []
+        headers: list[tuple[str, str, str, str, int]] = []
+        bodies: list[bytes] = []
+        size = 0
+        for envelope in envelopes:
+            kind, body = self._write(envelope)
+            if bodies and (size + len(body) > BUNDLE_BYTES or len(bodies) == MAX_BUNDLE):
+                bundles.append(_bundle(headers, bodies, size))
+                headers, bodies, size = [], [], 0
+            headers.append((envelope.to, envelope.sender, envelope.ref, kind, len(body)))
+            bodies.append(body)
+            size += len(body)
+        if bodies:
+            bundles.append(_bundle(headers, bodies, size))
+        return bundles
+
+    def decode(self, frames: Sequence[bytes]) -> list[Envelope]:
+        """Read the header of one envelope, or those of a bundle; the bodies stay sealed.
 
         Args:
             frames: what came, without a routing prefix.
 
         Raises:
-            RemoteProtocolError: these are not exactly one envelope of a version that is spoken
-                here, or a frame is over its bound.
+            RemoteProtocolError: these are not exactly one envelope, or one bundle, of a version
+                that is spoken here, or a frame is over its bound.
         """
+        if frames and frames[0] == BUNDLE:
+            return self._unbundle(frames)
         if not frames or frames[0] != VERSION:
             raise RemoteProtocolError(_version_fault(frames))
         if len(frames) != FRAMES:
@@ -99,31 +133,84 @@ class JsonCodec:
             to, sender, ref, kind = (str(frame, "utf-8") for frame in frames[1:-1])
         except UnicodeDecodeError as error:
             raise RemoteProtocolError(f"a header frame is not UTF-8: {error}") from None
+        return [self._sealed(to, sender, ref, kind, frames[-1])]
+
+    def _unbundle(self, frames: Sequence[bytes]) -> list[Envelope]:
+        if len(frames) != BUNDLE_FRAMES or len(frames[1]) > _MAX_HEADERS:
+            raise RemoteProtocolError(f"a bundle has {BUNDLE_FRAMES} frames within their bounds")
+        _, header, bodies = frames
+        envelopes = []
+        end = 0
+        try:
+            for to, sender, ref, kind, size in orjson.loads(header):
+                start, end = end, end + size
+                if size < 0 or len(envelopes) == MAX_BUNDLE:
+                    raise RemoteProtocolError(f"a bundle holds at most {MAX_BUNDLE} envelopes")
+                envelopes.append(self._sealed(to, sender, ref, kind, bodies[start:end]))
+        except (TypeError, ValueError) as error:  # no JSON, or not of this shape
+            raise RemoteProtocolError(f"a bundle's header: {_shorten(error)}") from None
+        if end != len(bodies) or not envelopes:
+            raise RemoteProtocolError(f"a bundle of {len(bodies)} bytes says that it has {end}")
+        return envelopes
+
+    def _sealed(self, to: str, sender: str, ref: str, kind: str, body: bytes) -> Envelope:
         if kind not in KINDS:
             raise RemoteProtocolError(f"unknown kind of message: {_quote(kind)}")
-        fault = _header_fault(to, sender, ref)
-        if fault:
+        if fault := self._header_fault(to, sender, ref):
             raise RemoteProtocolError(f"{kind}: {fault}")
-        body = frames[-1]
         if len(body) > self._max_bytes:
             raise RemoteProtocolError(
                 f"{kind}: {len(body)} bytes; a frame may have {self._max_bytes}"
             )
-        return Envelope(to=to, sender=sender, message=Sealed(kind, body), ref=ref)
+        return Envelope(to, sender, Sealed(kind, body), ref)
 
-    def _write(self, message: Message) -> tuple[str, bytes]:
+    def _write(self, envelope: Envelope) -> tuple[str, bytes]:
+        message = envelope.message
+        if isinstance(message, Sealed):
+            kind, body = message.kind, message.body
+            if kind not in KINDS:
+                raise LocalProtocolError(f"unknown kind of message: {_quote(kind)}")
+        else:
+            kind, body = self._write_body(message)
+        if len(body) > self._max_bytes:
+            raise LocalProtocolError(
+                f"{kind}: {len(body)} bytes; a frame may have {self._max_bytes}"
+            )
+        if fault := self._header_fault(envelope.to, envelope.sender, envelope.ref):
+            raise LocalProtocolError(f"{kind}: {fault}")
+        return kind, body
+
+    def _write_body(self, message: Message) -> tuple[str, bytes]:
         kind = _KIND_OF.get(type(message))
         if kind is None:
             raise LocalProtocolError(f"{type(message).__name__} never leaves its process")
         try:
             value = msgspec.to_builtins(message)
-            if _is_suspicious(value, self._max_depth):
+            if kind in _OPEN_ENDED and _is_suspicious(value, self._max_depth):
                 # orjson would write NaN as null, and more levels than a reader takes.
                 text = jsontext.dump(value)
                 jsontext.parse(text, max_bytes=self._max_bytes, max_depth=self._max_depth)
             return kind, orjson.dumps(value)
         except (TypeError, ValueError, RecursionError, GraphError) as error:
             raise LocalProtocolError(f"{kind}: cannot be written: {_shorten(error)}") from error
+
+    def _header_fault(self, to: str, sender: str, ref: str) -> str | None:
+        if (to, sender) not in self._good:
+            for name, address in (("to", to), ("sender", sender)):
+                if address and not is_address(address):
+                    return f"{name} is not an address: {_quote(address)}"
+            if len(self._good) >= _KNOWN:
+                self._good.clear()
+            self._good.add((to, sender))
+        if ref and _REF.fullmatch(ref) is None:
+            return f"ref must be at most 64 characters of A-Z a-z 0-9 . _ -, not {_quote(ref)}"
+        return None
+
+
+def _bundle(
+    headers: list[tuple[str, str, str, str, int]], bodies: list[bytes], size: int
+) -> Bundle:
+    return Bundle([BUNDLE, orjson.dumps(headers), b"".join(bodies)], len(bodies), size)
 
 
 def open_sealed(sealed: Sealed, limits: Limits) -> Message:
@@ -149,17 +236,25 @@ def open_sealed(sealed: Sealed, limits: Limits) -> Message:
         value = orjson.loads(body)  # stops by itself at 1,024 levels
         if type(value) is not dict:
             raise RemoteProtocolError(f"{kind}: the body must be one JSON object")
-        if _is_suspicious(value, limits.max_depth):
-            # Slower, but names the place, and sees integers that orjson made floats of.
-            jsontext.parse(
-                body.decode(), max_bytes=limits.max_frame_bytes, max_depth=limits.max_depth
-            )
-        message: Message = msgspec.convert(value, KINDS[kind], strict=True)
+        if kind in _OPEN_ENDED:
+            _check_strictly(value, body, limits)
+        try:
+            message: Message = msgspec.convert(value, KINDS[kind], strict=True)
+        except msgspec.ValidationError:
+            _check_strictly(value, body, limits)
+            raise
     except orjson.JSONDecodeError as error:
         raise RemoteProtocolError(f"{kind}: not JSON: {_shorten(error)}") from None
     except (msgspec.ValidationError, GraphError) as error:
         raise RemoteProtocolError(f"{kind}: {_shorten(error)}") from None
     return message
+
+
+def _check_strictly(value: Any, body: bytes, limits: Limits) -> None:
+    """Raise a `GraphError` for what no type bounds: levels, and numbers that are not of 64 bits."""
+    if _is_suspicious(value, limits.max_depth):
+        # Slower, but names the place, and sees integers that orjson made floats of.
+        jsontext.parse(body.decode(), max_bytes=limits.max_frame_bytes, max_depth=limits.max_depth)
 
 
 def is_refusal(envelope: Envelope) -> bool:
@@ -190,15 +285,6 @@ def _is_suspicious(value: Any, max_depth: int) -> bool:
             return False
         layer = deeper
     return True
-
-
-def _header_fault(to: str, sender: str, ref: str) -> str | None:
-    for name, address in (("to", to), ("sender", sender)):
-        if address and not is_address(address):
-            return f"{name} is not an address: {_quote(address)}"
-    if _REF.fullmatch(ref) is None:
-        return f"ref must be at most 64 characters of A-Z a-z 0-9 . _ -, not {_quote(ref)}"
-    return None
 
 
 def _version_fault(frames: Sequence[bytes]) -> str:

@@ -180,7 +180,7 @@ KIND_OF: Final[Mapping[str, type[m.Message]]] = {
     for kind in (
         m.Submit, m.Submitted, m.Cancel, m.Cancelled, m.Watch, m.Ended, m.CreateTask,
         m.TaskCreated, m.Claim, m.Claimed, m.Record, m.Recorded, m.Assign, m.Declined, m.Run,
-        m.Started, m.Dropped, m.Stop, m.Place, m.Call, m.Placed, m.CallResult, m.AbortCalls,
+        m.Dropped, m.Stop, m.Place, m.Call, m.Placed, m.CallResult, m.AbortCalls,
         m.PeerDown, m.FindTasks, m.TasksFound, m.TaskCounts, m.GetProgress, m.Progress,
         m.ProxyBeat, m.RegionBeat, m.Tick,
     )

@@ -88,7 +88,6 @@ from agentos.core.messages.running import (
     RegionBeat,
     Revoke,
     Run,
-    Started,
     Stop,
     Yield,
 )
@@ -171,7 +170,6 @@ __all__ = [
     "Sealed",
     "Seconds",
     "Send",
-    "Started",
     "State",
     "Stop",
     "Submit",

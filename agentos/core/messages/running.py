@@ -85,22 +85,20 @@ class Run(Message, frozen=True, kw_only=True):
     lost: str = ""
 
 
-class Started(Message, frozen=True, kw_only=True):
-    """The owner walks the graph now. Proxy to region, region to gateway."""
-
-    task_id: TaskId
-    epoch: Epoch
-    owner: Address
-
-
 class Ended(Message, frozen=True, kw_only=True):
-    """A terminal state is committed. Proxy to region, region to gateway, gateway to watchers."""
+    """A terminal state is committed. The store tells its gateways, and these whoever watches.
+
+    A proxy tells its region that there is room again, and a region its gateway of an end that it
+    has learned of late: both without the response.
+    """
 
     task_id: TaskId
     epoch: Epoch
     state: State
-    response: Json
+    response: Json = ""
     error: str = ""
+    region: Address = ""
+    """Whose task it was."""
 
 
 class Dropped(Message, frozen=True, kw_only=True):
