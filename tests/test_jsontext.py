@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentos.core.errors import GraphError
@@ -26,6 +27,80 @@ scalars = st.one_of(
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=4)
 )
+
+tokens = st.sampled_from(
+    [
+        *(
+            '"a:b"',
+            '"[{"',
+            '"\\u003a"',
+            '"\\u003A"',
+            '"\\u0000"',
+            '"\\\\u0000"',
+            '"\\ud83d\\ude00"',
+        ),
+        *(
+            '"\\ud800"',
+            '"\\udc00\\ud800"',
+            '"\\ud800\\u0041"',
+            '"\ud800"',
+            '"\x01"',
+            '"\x7f"',
+            '"\\x"',
+        ),
+        *("9223372036854775807", "9223372036854775808", "-9223372036854775808"),
+        *("-9223372036854775809", "18446744073709551616", "9" * 30, "1234567890123456789.5"),
+        *("-0", "1E5", "1e400", "-1e400", "1e-400", "01", "1.", ".5", "NaN", "-Infinity", "tru"),
+        *("5e-324", "2.2250738585072011e-308", "1.7976931348623157e308", "0.1", "1e23"),
+    ]
+)
+key_tokens = st.sampled_from(
+    ['"a"', '"\\u0061"', '"b"', '"b:"', '"\\u003a"', '"a\\u0000"', '"\\ud800"']
+)
+blanks = st.sampled_from(["", "", " ", "\n\t"])
+documents = st.recursive(
+    tokens | scalars.map(json.dumps) | scalars.map(dump),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4).map(lambda members: "[" + ",".join(members) + "]"),
+        st.lists(st.tuples(key_tokens | keys.map(dump), blanks, blanks, inner), max_size=4).map(
+            lambda members: "{" + ",".join(f"{k}{a}:{b}{v}" for k, a, b, v in members) + "}"
+        ),
+    ),
+    max_leaves=12,
+)
+"""Texts that are JSON, and such as readers disagree about."""
+
+
+def by_the_letter(text: str, max_depth: int) -> Any:
+    """What `parse` promises, with nothing but the standard library; `ValueError` for a refusal."""
+
+    def refuse(word: str) -> Any:
+        raise ValueError(word)
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return dict(pairs) if len({key for key, _ in pairs}) == len(pairs) else refuse("twice")
+
+    def look(value: Any, depth: int) -> Any:
+        inner = value if isinstance(value, list) else []
+        if isinstance(value, dict):
+            inner = value.values()
+            if "\0" in "".join(value):
+                refuse("NUL")
+            "".join(f"{key} " for key in value).encode()
+        if depth == max_depth and isinstance(value, dict | list):
+            refuse("deep")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            refuse("integer")
+        if isinstance(value, float) and math.isinf(value):
+            refuse("float")
+        if isinstance(value, str):
+            value.encode()
+        for member in inner:
+            look(member, depth + 1)
+        return value
+
+    text.encode()
+    return look(json.loads(text, object_pairs_hook=members, parse_constant=refuse), 0)
 
 
 def refusal(text: str, **bounds: Any) -> GraphError:
@@ -58,6 +133,40 @@ def test_garbage_raises_one_error_only(text: str) -> None:
         parse(text, max_bytes=MANY)
     except GraphError as error:
         str(error).encode()
+
+
+@settings(max_examples=500)
+@given(documents, st.sampled_from([2, 3, 64]))
+def test_quick_or_precise_it_is_the_same(text: str, max_depth: int) -> None:
+    """Whichever reader takes a text, it is accepted, refused and understood by the same rules."""
+    try:
+        value = by_the_letter(text, max_depth)
+    except ValueError:
+        refusal(text, max_depth=max_depth)
+    else:
+        assert repr(parse(text, max_bytes=MANY, max_depth=max_depth)) == repr(value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":1,"a":"\\u003a"}',
+        '{"a":1,"a":"\\u003A"}',
+        '{"a":1,"\\u0061":2}',
+        '[{"b":{"a:":1,"a:":1}},"::"]',
+        '{"a":[],"a" :[]}',
+    ],
+)
+def test_no_repeated_key_slips_through(text: str) -> None:
+    """A key given twice is refused however it is written, and whatever else makes up for it."""
+    assert "given twice" in refusal(text).reason
+
+
+@given(st.floats(-1e308, 1e308), st.integers(0, 30))
+def test_floats_are_read_to_the_last_bit(number: float, digits: int) -> None:
+    """Any way of writing a float is read as the standard library reads it."""
+    for text in (repr(number), f"{number:.{digits}e}"):
+        assert repr(parse(text, max_bytes=MANY)) == repr(json.loads(text))
 
 
 def test_dump_is_compact_and_keeps_characters() -> None:

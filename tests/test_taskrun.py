@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError
 from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
-from agentos.core.rows import pages, plain, split
+from agentos.core.rows import pages, plain, split, wire_size
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 from agentos.runtime.wire import JsonCodec
@@ -122,6 +123,37 @@ def test_persist_then_send() -> None:
     assert set(owner.asked) == {"c/1/s0", "b/1/v0"}
 
 
+VOTED = {
+    "a": {"agent": "x", "prompt": "p", "samples": 3},
+    "b": {"agent": "x", "prompt": "${a}"},
+}
+
+
+def test_a_result_goes_with_the_answers_that_are_not_confirmed() -> None:
+    """If an earlier record was lost on its way, no result is in the database without its answers."""
+    owner = Owner(VOTED)
+    for slot in ("s0", "s1"):
+        owner.answer(f"a/1/{slot}", "y")
+    owner.commit()  # the first one alone
+    owner.answer("a/1/s2", "y")
+    assert [row.node_id for row in owner.records[-1].rows] == ["a/1/s1", "a/1/s2", "a"]
+
+
+def test_a_result_waits_for_answers_that_are_too_large_to_go_with_it() -> None:
+    """What does not fit into one record goes in two, the result in the second."""
+    limits = msgspec.structs.replace(Limits(), page_bytes=70_000)
+    owner = Owner(VOTED, limits=limits)
+    for slot in ("s0", "s1", "s2"):
+        owner.answer(f"a/1/{slot}", "y" * 30_000)
+    assert [r.node_id for record in owner.records for r in record.rows] == [
+        "a/1/s0", "a/1/s1", "a/1/s2",
+    ]  # fmt: skip
+    while owner.records:
+        assert "b/1/s0" not in owner.asked
+        owner.commit()
+    assert "b/1/s0" in owner.asked
+
+
 def test_the_end_is_written_with_the_last_row() -> None:
     """The last answer and the terminal state are one write; `Ended` follows its confirmation."""
     owner = Owner({"a": DIAMOND["a"]})
@@ -184,10 +216,10 @@ def test_another_owner_goes_on_from_what_was_saved(seed: Any, cut: int) -> None:
         for name in send.message.rows
     }
     assert not any(name in known or split(name)[0] in known for name in asked)
-    last = [s.message for s in (*whole.sent, *second.sent) if isinstance(s.message, m.Ended)]
+    written = [s.message for s in (*whole.sent, *second.sent) if isinstance(s.message, m.Record)]
     if not first.run.over:
-        responses = [json.loads(q.response) for q in last]
-        assert responses[0] == responses[1]
+        first_end, second_end = [record.end for record in written if record.end is not None]
+        assert json.loads(first_end.response) == json.loads(second_end.response)
 
 
 def test_a_failing_start_starts_nothing_after_it() -> None:
@@ -300,6 +332,56 @@ def test_pages_fit_and_lose_nothing(sizes: list[int], most: int) -> None:
         len(part) == 1 or sum(len(r.result) for r in part) <= most for part, _ in parts if part
     )
     assert [e for _, e in parts] == [None] * (len(parts) - 1) + [end]
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=8), st.integers(1, 200))
+def test_pages_are_cut_by_bytes(texts: list[str], most: int) -> None:
+    """What fits one page is not cut, and no page of several rows takes more bytes than allowed."""
+    rows = [m.Row(f"n{i}", text) for i, text in enumerate(texts)]
+    parts = pages(rows, None, most)
+    assert len(parts) == 1 or sum(map(wire_size, texts)) > most
+    for part, _ in parts:
+        assert len(part) == 1 or sum(wire_size(row.result) for row in part) <= most
+
+
+def steps_of(nodes: dict[str, Any]) -> float:
+    """Calls of Python and built-in functions that a run makes for each node, and all around it."""
+    calls = 0
+
+    def count(_frame: object, event: str, _arg: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        owner = Owner(nodes)
+        while not owner.run.over:
+            for row_id in [*owner.asked]:
+                owner.answer(row_id, "x")
+            for _ in [*owner.records]:
+                owner.commit()
+    finally:
+        sys.setprofile(before)
+    return calls / len(nodes)
+
+
+@pytest.mark.parametrize("shape", ["chain", "fan"])
+def test_a_node_costs_the_same_in_a_large_graph(shape: str) -> None:
+    """Nothing is done for each node that takes longer the more nodes there are, wide or deep."""
+    few, many = 50, 1_000
+
+    def graph(count: int) -> dict[str, Any]:
+        names = [f"n{i}" for i in range(count)]
+        before = dict(zip(names[1:], names, strict=False)) if shape == "chain" else {}
+        nodes = {"first": {"agent": "echo", "prompt": "x"}}
+        for name in names:
+            nodes[name] = {"agent": "echo", "prompt": f"${{{before.get(name, 'first')}}}"}
+        last = names[-1:] if shape == "chain" else names
+        nodes["last"] = {"agent": "echo", "prompt": "".join(f"${{{name}}}" for name in last)}
+        return nodes
+
+    assert steps_of(graph(many)) < 1.2 * steps_of(graph(few))
 
 
 @given(text=st.text(max_size=50))

@@ -36,7 +36,7 @@ class Context(msgspec.Struct, frozen=True):
     """A float in [0, 1), for jitter."""
 
 
-class Flight(msgspec.Struct):
+class Flight(msgspec.Struct, gc=False):
     """One call that is on its way: to be placed, placed at `proxy`, or waiting to be repeated.
 
     `tried` are all the proxies that this attempt was given to, as far as we were told.
@@ -104,9 +104,12 @@ class Calls:
 
     def elsewhere(self, flight: Flight, proxy: str) -> list[m.Send]:
         """Answered by one proxy, a call that was given to others as well is aborted there."""
+        others = flight.tried - {proxy}
+        if not others:
+            return []
         call = flight.call
         abort = m.AbortCalls(task_id=call.task_id, epoch=call.epoch, row=call.row)
-        return [m.Send(other, abort) for other in sorted(flight.tried - {proxy})]
+        return [m.Send(other, abort) for other in sorted(others)]
 
     def wants(self, row: str, attempt: int | None = None) -> bool:
         """Whether this call (this attempt of it) is still to be answered."""
@@ -236,10 +239,10 @@ class Calls:
         new = flight.proxy != proxy
         flight.proxy, flight.placing = proxy, False
         flight.tried.add(proxy)
-        limits = self._ctx.limits
-        longest = 2 * flight.call.timeout_s + PLACED_SLACK_S
-        delay_s = min(longest, limits.ask_again_s * 2.0 ** min(flight.asked, 30))
-        self._later(flight.call.row, delay_s, now)
+        delay_s = self._ctx.limits.ask_again_s
+        if flight.asked:
+            delay_s *= 2.0 ** min(flight.asked, 30)
+        self._later(flight.call.row, min(delay_s, 2 * flight.call.timeout_s + PLACED_SLACK_S), now)
         ask = flight.ask
         return self._tell("call", flight.node, ask.round, ask.slot, proxy) if new else []
 

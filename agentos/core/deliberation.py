@@ -12,6 +12,7 @@ it asks only for the ones that are missing.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from agentos.core.graph import Node
 from agentos.core.jsontext import dump
 
 
-class Ask(msgspec.Struct, frozen=True):
+class Ask(msgspec.Struct, frozen=True, gc=False):
     """One question: where its answer belongs, and what to ask whom."""
 
     round: int
@@ -44,6 +45,7 @@ class Deliberation:
         self.done = False
         self.votes: list[list[int]] = []
         self._prompt = prompt
+        self._samples = _slots("s", node.samples)
         self._round = 1
         self._answers: dict[tuple[int, str], Any] = {}
         self._void: set[tuple[int, str]] = set()
@@ -60,37 +62,45 @@ class Deliberation:
     def advance(self) -> list[Ask]:
         """What must be asked now and has not been; sets `done` and `value` at the end."""
         while not self.done:
-            samples = [f"s{i}" for i in range(self.node.samples)]
-            values = [self._answers.get((self._round, slot)) for slot in samples]
-            if not all((self._round, slot) in self._answers for slot in samples):
-                return self._ask(samples, self.node.agent, self._question(), self.node.schema)
-            if self.node.voters and self.node.samples > 1:
-                voters = [f"v{i}" for i in range(self.node.voters)]
+            node, round_ = self.node, self._round
+            for slot in self._samples:
+                if (round_, slot) not in self._answers:
+                    return self._ask(self._samples, node.agent, self._question(), node.schema)
+            if node.samples == 1:
+                self._choose([self._answers[round_, slot]], [1])
+                continue
+            values = [self._answers[round_, slot] for slot in self._samples]
+            if node.voters:
+                voters = _slots("v", node.voters)
                 if not all(self._settled(slot) for slot in voters):
                     prompt, schema = self._ballot(values)
-                    return self._ask(voters, self.node.voter, prompt, schema)
-                tally = self._count([self._answers.get((self._round, s)) for s in voters])
+                    return self._ask(voters, node.voter, prompt, schema)
+                tally = self._count([self._answers.get((round_, slot)) for slot in voters])
             else:
                 tally = self._agreement(values)
-            # max() keeps the first of equals: ties go to the earlier sample.
-            self.value = values[max(range(len(values)), key=tally.__getitem__)]
-            self.votes.append(tally)
-            if self._round == self.node.rounds:
-                self.done = True
-            else:
-                self._round += 1
+            self._choose(values, tally)
         return []
+
+    def _choose(self, values: list[Any], tally: list[int]) -> None:
+        """End the round."""
+        # index() finds the first of equals: ties go to the earlier sample.
+        self.value = values[tally.index(max(tally))]
+        self.votes.append(tally)
+        if self._round == self.node.rounds:
+            self.done = True
+        else:
+            self._round += 1
 
     def _settled(self, slot: str) -> bool:
         return (self._round, slot) in self._answers or (self._round, slot) in self._void
 
     def _ask(
-        self, slots: list[str], agent: str, prompt: str, schema: dict[str, Any] | None
+        self, slots: Sequence[str], agent: str, prompt: str, schema: dict[str, Any] | None
     ) -> list[Ask]:
         asks = []
         for slot in slots:
             place = (self._round, slot)
-            if place not in self._asked and not self._settled(slot):
+            if not (place in self._asked or place in self._answers or place in self._void):
                 self._asked.add(place)
                 asks.append(Ask(self._round, slot, agent, prompt, schema))
         return asks
@@ -131,6 +141,10 @@ class Deliberation:
         keys = [msgspec.json.encode(value, order="sorted") for value in values]
         counts = Counter(keys)
         return [counts[key] for key in keys]
+
+
+def _slots(letter: str, count: int) -> Sequence[str]:
+    return [f"{letter}{i}" for i in range(count)] if count > 1 else (letter + "0",)
 
 
 def _text(value: Any) -> str:

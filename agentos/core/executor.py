@@ -58,7 +58,7 @@ class Executor:
 
     def start(self, call: m.Call) -> list[m.Send] | None:
         """Take a call only if it starts at once; `None`, and nothing changed, if it would wait."""
-        return self.submit(call) if self.has_room(call.agent) else None
+        return self.submit(call) if self._free.get(call.agent, 0) > 0 else None
 
     def submit(self, call: m.Call) -> list[m.Send]:
         """Start a call, let it wait, or refuse it.
@@ -70,18 +70,21 @@ class Executor:
         known = self._running.get(key) or self._queued.get(key)
         if known is not None and (known.epoch, known.attempt) >= (call.epoch, call.attempt):
             return []
-        out = self._drop(key)
+        out = self._drop(key) if known is not None else []
         if (answer := self._kept.answer(call)) is not None:
             return [*out, m.Send(call.owner, answer)]
         if self._draining:
             return [*out, self._refuse(call, f"{self._address} is stopping")]
         if call.agent not in self._free:
             return [*out, self._refuse(call, f"{self._address} does not offer {call.agent!r}")]
-        if not self.has_room(call.agent) and len(self._queued) >= self._max_waiting:
+        if self._free[call.agent] > 0:
+            out.append(self._run(key, call))  # where there is room nobody waits
+            return out
+        if len(self._queued) >= self._max_waiting:
             return [*out, self._refuse(call, f"{self._address} has {len(self._queued)} waiting")]
         self._queued[key] = call
         self._waiting[call.agent].push(_name(key), call, call.priority)
-        return out + self._fill(call.agent)
+        return out
 
     def finished(self, result: m.CallResult) -> tuple[m.Call | None, list[m.Send]]:
         """The runner answered. Returns the call that this was, and what starts in its place."""
@@ -154,10 +157,13 @@ class Executor:
                 break
             key = (call.task_id, call.row)
             del self._queued[key]
-            self._running[key] = call
-            self._free[agent] -= 1
-            out.append(m.Send(self._agents, m.Invoke(call=call)))
+            out.append(self._run(key, call))
         return out
+
+    def _run(self, key: CallKey, call: m.Call) -> m.Send:
+        self._running[key] = call
+        self._free[call.agent] -= 1
+        return m.Send(self._agents, m.Invoke(call=call))
 
     @staticmethod
     def _refuse(call: m.Call, reason: str) -> m.Send:
@@ -197,9 +203,10 @@ class Kept:
 
         An owner that died before it could save an answer leaves it to the next one.
         """
-        before, result = self._answers.get((call.task_id, call.row), (None, None))
-        if before is None or result is None:
+        kept = self._answers.get((call.task_id, call.row))
+        if kept is None:
             return None
+        before, result = kept
         if (before.epoch, before.attempt) == (call.epoch, call.attempt):
             return result
         same = (before.agent, before.prompt, before.schema) == (

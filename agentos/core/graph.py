@@ -74,8 +74,8 @@ class Node(msgspec.Struct, frozen=True):
     @property
     def dependencies(self) -> tuple[str, ...]:
         """The nodes that must finish before: `needs`, then those that the prompt refers to."""
-        referred = (reference.root for reference in self.prompt.references)
-        return tuple(dict.fromkeys(chain(self.needs, (root for root in referred if root != INPUT))))
+        referred = [part.root for part in self.prompt.references if part.root != INPUT]
+        return tuple(dict.fromkeys([*self.needs, *referred]))
 
 
 _NODE_FIELDS: Final = tuple(name for name in Node.__struct_fields__ if name != "name")
@@ -193,7 +193,7 @@ class Walk:
         if strangers:
             raise LocalProtocolError(f"there is no node {quote(min(strangers))} in this graph")
         self._missing = {
-            name: sum(other not in self._done for other in graph.dependencies(name))
+            name: len([other for other in graph.dependencies(name) if other not in self._done])
             for name in graph.nodes
             if name not in self._done
         }
@@ -266,17 +266,22 @@ def parse_graph(text: str, limits: Limits) -> Graph:
 
 
 def _node(name: str, value: Any, limits: Limits) -> Node:
-    where = join("nodes", name)
     if not _NODE_NAME.fullmatch(name) or name == INPUT:
         allowed = f'1 to 64 of A-Z a-z 0-9 _ and -, other than "{INPUT}"'
-        raise GraphError(where, f"{quote(name)} cannot name a node: a name is {allowed}")
+        reason = f"{quote(name)} cannot name a node: a name is {allowed}"
+        raise GraphError(join("nodes", name), reason)
+    where = f"nodes.{name}"
     if not isinstance(value, dict):
         raise GraphError(where, f"a node must be an object, not {quote(value)}")
     fields = Fields(value, where, _NODE_FIELDS)
+    agent = fields.word("agent", _AGENT_NAME, _AGENT_NAME_WORDS)
+    prompt = Template.parse(fields.text("prompt"), f"{where}.prompt")
+    if len(value) == 2:  # these two: most nodes have no more
+        return Node(name, agent, prompt)
     node = Node(
         name=name,
-        agent=fields.word("agent", _AGENT_NAME, _AGENT_NAME_WORDS),
-        prompt=Template.parse(fields.text("prompt"), f"{where}.prompt"),
+        agent=agent,
+        prompt=prompt,
         needs=fields.names("needs"),
         rounds=fields.integer("rounds", 1, 1, limits.max_rounds),
         samples=fields.integer("samples", 1, 1, limits.max_samples),
@@ -331,6 +336,8 @@ def _check_input(reference: Reference, value: Any, where: str, *, has_input: boo
 
 def _check_cycles(graph: Graph) -> None:
     """Refuse a cycle, and show one: every node that no layer has leads into one."""
+    if _is_in_order(graph):
+        return
     placed = set(chain.from_iterable(graph.layers()))
     if len(placed) == len(graph.nodes):
         return
@@ -343,6 +350,16 @@ def _check_cycles(graph: Graph) -> None:
     shown = cycle if len(cycle) <= _LONGEST_CYCLE else [*cycle[: _LONGEST_CYCLE - 1], "..."]
     reason = f"a cycle of {len(cycle)} nodes, each of which needs the next: "
     raise GraphError(f"nodes.{name}", reason + " -> ".join([*shown, name]))
+
+
+def _is_in_order(graph: Graph) -> bool:
+    """Whether each node is written after all that it needs, as most descriptions are."""
+    before: set[str] = set()
+    for name in graph.nodes:
+        if not before.issuperset(graph.dependencies(name)):
+            return False
+        before.add(name)
+    return True
 
 
 def _no_node(name: str, nodes: Mapping[str, Node]) -> str:

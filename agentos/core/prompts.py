@@ -22,9 +22,11 @@ from agentos.core.limits import MAX_DEPTH
 INPUT: Final = "input"
 """The root that stands for the task's input; so no node may have this name."""
 
-_MARK: Final = re.compile(r"\$?\$\{")
-_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_STEP: Final = re.compile(r"[\w-]{1,64}")
+# No accepted value is deeper than MAX_DEPTH, so no longer path leads anywhere.
+_MARK: Final = re.compile(
+    rf"\$\$\{{|\$\{{(?:([A-Za-z0-9_-]{{1,64}})((?:\.[\w-]{{1,64}}){{0,{MAX_DEPTH}}})\}})?"
+)
+"""`$${`, or a reference with its root and its path, or a `${` that is not one."""
 _POSITION: Final = re.compile(r"0|[1-9][0-9]{0,8}")
 _KEYS_SHOWN: Final = 10
 
@@ -35,7 +37,7 @@ class PromptError(AgentOSError):
     code = "prompt"
 
 
-class Reference(msgspec.Struct, frozen=True):
+class Reference(msgspec.Struct, frozen=True, gc=False):
     """`${root.step.step}`: a node's name or `input`, and the way into its value."""
 
     root: str
@@ -68,7 +70,7 @@ class Reference(msgspec.Struct, frozen=True):
         return value
 
 
-class Template(msgspec.Struct, frozen=True):
+class Template(msgspec.Struct, frozen=True, gc=False):
     """A prompt's text, cut at its references."""
 
     segments: tuple[str | Reference, ...]
@@ -84,12 +86,14 @@ class Template(msgspec.Struct, frozen=True):
         Raises:
             GraphError: a `${` never closes, or what it encloses is not a reference.
         """
+        if "${" not in text:
+            return cls((text,) if text else ())
         return cls(tuple(_segments(text, where)))
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """The references, in the order of the text."""
-        return tuple(part for part in self.segments if isinstance(part, Reference))
+        return tuple([part for part in self.segments if isinstance(part, Reference)])
 
     @property
     def roots(self) -> frozenset[str]:
@@ -110,11 +114,11 @@ class Template(msgspec.Struct, frozen=True):
         parts = []
         size = 0
         for segment in self.segments:
-            value = segment.resolve(values) if isinstance(segment, Reference) else segment
+            value = segment if isinstance(segment, str) else segment.resolve(values)
             part = value if isinstance(value, str) else dump(value)
             size += len(part) if part.isascii() else len(part.encode(errors="surrogatepass"))
             if size > max_bytes:
-                place = f" at {segment}" if isinstance(segment, Reference) else ""
+                place = "" if isinstance(segment, str) else f" at {segment}"
                 raise PromptError(f"the prompt grows over {max_bytes} bytes{place}")
             parts.append(part)
         return "".join(parts)
@@ -122,25 +126,17 @@ class Template(msgspec.Struct, frozen=True):
 
 def _segments(text: str, where: str) -> Iterator[str | Reference]:
     """Literal text and references in turn, as they stand in `text`."""
-    literal = position = 0
-    while (mark := _MARK.search(text, position)) is not None:
-        position = mark.end()
-        if mark[0] == "$${":
-            continue
-        end = text.find("}", position)
-        body = text[position:end]
-        if end < 0 or "\n" in body or "${" in body:
-            raise _fault(text, mark.start(), where, "this ${ never closes")
-        reference = _reference(body)
-        if reference is None:
-            reason = (
-                f"{quote(f'${{{body}}}')} is not a reference like ${{plan}} or ${{plan.points.0}}"
-            )
-            raise _fault(text, mark.start(), where, reason)
+    literal = 0
+    for mark in _MARK.finditer(text):
+        root, path = mark.groups()
+        if root is None:
+            if mark[0] == "$${":
+                continue
+            raise _bad_reference(text, mark.start(), where)
         if literal < mark.start():
             yield _unescape(text[literal : mark.start()])
-        yield reference
-        literal = position = end + 1
+        yield Reference(root, tuple(path[1:].split("."))) if path else Reference(root)
+        literal = mark.end()
     if literal < len(text):
         yield _unescape(text[literal:])
 
@@ -149,16 +145,13 @@ def _unescape(text: str) -> str:
     return text.replace("$${", "${")
 
 
-def _reference(body: str) -> Reference | None:
-    root, *path = body.split(".")
-    # No accepted value is deeper than MAX_DEPTH, so no longer path leads anywhere.
-    if (
-        len(path) <= MAX_DEPTH
-        and _NAME.fullmatch(root)
-        and all(_STEP.fullmatch(step) for step in path)
-    ):
-        return Reference(root, tuple(path))
-    return None
+def _bad_reference(text: str, start: int, where: str) -> GraphError:
+    end = text.find("}", start)
+    body = text[start + 2 : end]
+    if end < 0 or "\n" in body or "${" in body:
+        return _fault(text, start, where, "this ${ never closes")
+    reason = f"{quote(f'${{{body}}}')} is not a reference like ${{plan}} or ${{plan.points.0}}"
+    return _fault(text, start, where, reason)
 
 
 def _fault(text: str, start: int, where: str, reason: str) -> GraphError:

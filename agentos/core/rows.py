@@ -19,6 +19,8 @@ EXCERPT = 160
 """Characters of an answer that an event quotes."""
 ERROR = 4_000
 """Characters of an error that are kept."""
+ESCAPE = 6
+"""Bytes of the longest form that a character has in JSON, `\\u0000` (RFC 8259, section 7)."""
 MOST_TOKENS = 10**9
 """Tokens that are believed of one call, so that no sum of them leaves 64 bits."""
 
@@ -30,6 +32,13 @@ class Saved(msgspec.Struct, frozen=True):
     usage: m.Usage = m.Usage()
 
 
+class _Answer(msgspec.Struct, frozen=True):
+    value: msgspec.Raw
+    proxy: str
+    seconds: float
+    usage: m.Usage
+
+
 def split(row_id: str) -> tuple[str, int, str]:
     """Node, round and slot of a row; round 0 and no slot for a node's own row.
 
@@ -39,6 +48,11 @@ def split(row_id: str) -> tuple[str, int, str]:
     node, _, place = row_id.partition("/")
     round_, _, slot = place.partition("/")
     return node, int(round_) if place else 0, slot
+
+
+def node_of(row_id: str) -> str:
+    """The node that a row belongs to."""
+    return row_id.partition("/")[0]
 
 
 def load(row: m.SavedRow, limits: Limits) -> Saved:
@@ -61,40 +75,68 @@ def usage_of(result: m.CallResult) -> m.Usage:
     """What one call cost, as far as an endpoint's figures can be believed."""
     told = result.usage
     return m.Usage(
-        calls=1,
-        retries=result.attempt,
-        prompt_tokens=min(told.prompt_tokens, MOST_TOKENS),
-        completion_tokens=min(told.completion_tokens, MOST_TOKENS),
+        1,
+        result.attempt,
+        min(told.prompt_tokens, MOST_TOKENS),
+        min(told.completion_tokens, MOST_TOKENS),
     )
 
 
 def answer_text(result: m.CallResult, usage: m.Usage) -> m.Json:
     """The row of one answer. The value's text is embedded as it came, not written again."""
     assert result.value is not None, f"{result.row} has no value to save"
-    row = {
-        "value": msgspec.Raw(result.value.encode()),
-        "proxy": result.proxy,
-        "seconds": round(result.seconds, 6),
-        "usage": usage,
-    }
+    seconds = round(result.seconds, 6)
+    row = _Answer(msgspec.Raw(result.value), result.proxy, seconds, usage)
     return msgspec.json.encode(row).decode()
 
 
 def node_text(value: Any, votes: list[list[int]], usage: m.Usage) -> m.Json:
     """The row of a node with several calls: the winner of its last round, and how it won."""
-    return jsontext.dump({"value": value, "votes": votes, "usage": msgspec.to_builtins(usage)})
+    return msgspec.json.encode({"value": value, "votes": votes, "usage": usage}).decode()
 
 
 def response_text(task_id: int, state: str, outcome: dict[str, Any], usage: m.Usage) -> m.Json:
     """The response document of a task."""
-    return jsontext.dump(
-        {"task_id": task_id, "state": state, **outcome, "usage": msgspec.to_builtins(usage)}
-    )
+    response = {"task_id": task_id, "state": state, **outcome, "usage": usage}
+    return msgspec.json.encode(response).decode()
 
 
 def wire_size(text: str) -> int:
     """The bytes that a text takes inside a JSON body: UTF-8, with its escapes."""
     return len(msgspec.json.encode(text))
+
+
+def too_large(prompt: str, slot: str, round_: int, most: int) -> str:
+    """What is wrong with a question that quotes long answers; "" if it can travel.
+
+    Args:
+        prompt: the question.
+        slot: whose answer it asks for, `s0` or `v0`, in which round.
+        round_: the round.
+        most: bytes that a prompt may have.
+    """
+    if surely_fits(len(prompt), most):
+        return ""
+    size, escaped = len(prompt.encode()), wire_size(prompt)
+    if size > most:
+        taken = f"{size} bytes, more than {most}"
+    elif escaped > 3 * most:
+        taken = f"{escaped} bytes with its escapes, more than {3 * most}"
+    else:
+        return ""
+    kind = "vote" if slot[0] == "v" else "sample"
+    return (
+        f"the prompt of a {kind} of round {round_} takes {taken}: "
+        "ask for shorter answers, or for fewer"
+    )
+
+
+def surely_fits(characters: int, most: int) -> bool:
+    """Whether so many characters take at most `most` bytes, whatever they are: mostly they do.
+
+    No character takes more than the six bytes of an escape, so that nothing need be encoded.
+    """
+    return ESCAPE * characters <= most
 
 
 def pages(
@@ -107,6 +149,11 @@ def pages(
         end: how the task ends, if it does.
         most: bytes of a part (`wire_size`), unless a single row is larger.
     """
+    characters = len(end.response) + 1 if end is not None else 0  # the quotes take two bytes more
+    for row in rows:
+        characters += len(row.result) + 1
+    if surely_fits(characters, most):
+        return [(tuple(rows), end)]
     parts: list[list[m.Row]] = [[]]
     size = 0
     for row in rows:

@@ -7,7 +7,7 @@ at any point therefore leaves a database from which the next owner decides the s
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +25,14 @@ from agentos.core.rows import (
     answer_text,
     excerpt,
     load,
+    node_of,
     node_text,
     pages,
     plain,
     response_text,
     split,
+    surely_fits,
+    too_large,
     usage_of,
     wire_size,
 )
@@ -61,7 +64,7 @@ class TaskRun:
         self._costs: dict[str, m.Usage] = {}
         self.calls = Calls(run, ctx, self._event)
         self._unsaved: dict[str, m.Row] = {}
-        self._unsaved_of: Counter[str] = Counter()
+        self._unsaved_of: defaultdict[str, int] = defaultdict(int)
         self._after: dict[str, list[Ask]] = {}
         self._end: m.End | None = None
         self.doubtful = False
@@ -92,8 +95,9 @@ class TaskRun:
         flight = self.calls.answered(result)
         if flight is None:
             return self._start_ready(now)
-        stopped = self.calls.elsewhere(flight, result.proxy)
-        return [*stopped, *self._answered(flight, result, now), *self._start_ready(now)]
+        out = self.calls.elsewhere(flight, result.proxy)
+        out += self._answered(flight, result, now)
+        return out + self._start_ready(now) if self._ready else out
 
     def _answered(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         try:
@@ -107,15 +111,17 @@ class TaskRun:
         self.calls.done(result.row)
         node, ask = flight.node, flight.ask
         usage = usage_of(result)
-        self._costs[node] = self._costs.get(node, m.Usage()) + usage
-        self._usage += msgspec.structs.replace(usage, retries=0)
+        self._costs[node] = self._costs[node] + usage if node in self._costs else usage
+        self._usage += msgspec.structs.replace(usage, retries=0) if usage.retries else usage
         self._nodes[node].answer(ask.round, ask.slot, value)
-        rows = [] if self._is_single(node) else [m.Row(result.row, answer_text(result, usage))]
-        event = "vote" if ask.slot.startswith("v") else "answer"
-        out = self._event(
-            event, node, ask.round, ask.slot, result.proxy, excerpt(value, result.seconds)
-        )
-        return out + self._advance(node, rows, now, result)
+        single = result if self._is_single(node) else None
+        rows = [] if single else [m.Row(result.row, answer_text(result, usage))]
+        out: list[m.Send] = []
+        if self.watchers:
+            event = "vote" if ask.slot.startswith("v") else "answer"
+            text = excerpt(value, result.seconds)
+            out += self._event(event, node, ask.round, ask.slot, result.proxy, text)
+        return out + self._advance(node, rows, now, single)
 
     def peer_down(self, proxy: str, now: float) -> list[m.Send]:
         """A proxy is lost, and with it its calls; one that costs proxy after proxy has failed."""
@@ -128,24 +134,18 @@ class TaskRun:
         """Rows are durable (by this owner's hand): let go what was held back for them."""
         out: list[m.Send] = []
         doubtful, self.doubtful = self.doubtful, False
-        for row_id in answer.nodes:
-            row = self._unsaved.pop(row_id, None)
-            if row is not None:
-                self._unsaved_of[split(row_id)[0]] -= 1
+        saved = [(row_id, node_of(row_id)) for row_id in answer.nodes]
+        for row_id, node in saved:
+            if self._unsaved.pop(row_id, None) is not None:
+                self._unsaved_of[node] -= 1
         if not self._unsaved and (self._end is None or answer.ended):
             self._ctx.timers.cancel((self.task_id, ""))
         if answer.ended and self._end is not None:
             self.over = True
-            ended = m.Ended(
-                task_id=self.task_id,
-                epoch=self.epoch,
-                state=self._end.state,
-                response=self._end.response,
-                error=self._end.error,
-            )
+            ended = m.Ended(task_id=self.task_id, epoch=self.epoch, state=self._end.state)
             finished = [name for name in self._after if self._nodes[name].done]
             return [*self._finished(finished), m.Send(self._ctx.region, ended)]
-        held = list(self._after) if doubtful else [split(row_id)[0] for row_id in answer.nodes]
+        held = list(self._after) if doubtful else [node for _, node in saved]
         for node in dict.fromkeys(held):
             out += self._release(node, now)
         out += self._start_ready(now)
@@ -198,6 +198,8 @@ class TaskRun:
     # -- nodes -----------------------------------------------------------------------------------
 
     def _finished(self, names: Sequence[str]) -> list[m.Send]:
+        if not self.watchers:
+            return []
         return [
             send
             for name in names
@@ -208,7 +210,7 @@ class TaskRun:
         """Start nodes while there is room for their calls: a wide graph goes through in slices."""
         out: list[m.Send] = []
         most = self._ctx.limits.calls_per_task
-        while self._may_start and self._ready and len(self.calls) < most:
+        while self._ready and self._may_start and len(self.calls) < most:
             out += self._start(self._ready.popleft(), now)
         return out
 
@@ -233,21 +235,34 @@ class TaskRun:
         """Take a node as far as its answers reach; save, and hold back what follows."""
         deliberation = self._nodes[name]
         asks = deliberation.advance()
-        if deliberation.done:
-            rows.append(m.Row(name, self._node_result(name, single)))
-            self._values[name] = deliberation.value
-            self._open -= 1
         if asks or deliberation.done:
             self._after[name] = asks
-        if rows:
+        if deliberation.done:
+            return self._conclude(name, rows, now, single)
+        return self._save(rows, now) if rows else self._release(name, now)
+
+    def _conclude(
+        self, name: str, rows: list[m.Row], now: float, single: m.CallResult | None = None
+    ) -> list[m.Send]:
+        """Save a node's result: with the answers to it that are not durable yet, or after them."""
+        waiting = self._unsaved_of[name]
+        ours = [r for r in self._unsaved.values() if node_of(r.node_id) == name] if waiting else []
+        result = m.Row(name, self._node_result(name, single))
+        together = [*ours, *rows, result]
+        if len(together) > 1 and len(pages(together, None, self._ctx.limits.page_bytes)) > 1:
             return self._save(rows, now)
-        return self._release(name, now)
+        self._costs.pop(name, None)
+        self._values[name] = self._nodes[name].value
+        self._open -= 1
+        return self._save(together, now)
 
     def _release(self, name: str, now: float) -> list[m.Send]:
         if self._unsaved_of[name] or not self._may_start or name not in self._after:
             return []
-        asks = self._after.pop(name)
         deliberation = self._nodes[name]
+        if deliberation.done and name not in self._values:
+            return self._conclude(name, [], now)
+        asks = self._after.pop(name)
         if not deliberation.done:
             if asks and (fault := self._too_large(asks[0])):  # those of one round are the same
                 return self._fail(name, fault, now)
@@ -258,19 +273,7 @@ class TaskRun:
         return out
 
     def _too_large(self, ask: Ask) -> str:
-        """What is wrong with a question that quotes long answers; "" if it can travel."""
-        most, kind = self._ctx.limits.max_prompt_bytes, "vote" if ask.slot[0] == "v" else "sample"
-        size, escaped = len(ask.prompt.encode()), wire_size(ask.prompt)
-        if size > most:
-            taken = f"{size} bytes, more than {most}"
-        elif escaped > 3 * most:
-            taken = f"{escaped} bytes with its escapes, more than {3 * most}"
-        else:
-            return ""
-        return (
-            f"the prompt of a {kind} of round {ask.round} takes {taken}: "
-            "ask for shorter answers, or for fewer"
-        )
+        return too_large(ask.prompt, ask.slot, ask.round, self._ctx.limits.max_prompt_bytes)
 
     def _failed(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         """Repeat the call, or go on without this vote, or fail the node and with it the task."""
@@ -307,8 +310,9 @@ class TaskRun:
         """Write rows; with the end, or when the store was silent, everything not yet confirmed."""
         again = not rows
         for row in rows:
-            self._unsaved[row.node_id] = row
-            self._unsaved_of[split(row.node_id)[0]] += 1
+            if row.node_id not in self._unsaved:
+                self._unsaved[row.node_id] = row
+                self._unsaved_of[node_of(row.node_id)] += 1
         if again or not self._open:
             rows = list(self._unsaved.values())
         ending = not self._open and self._end is None
@@ -331,8 +335,7 @@ class TaskRun:
         output = self._graph.result(self._values)
         response = self._response("succeeded", {"output": output})
         most = self._ctx.limits.page_bytes
-        size = wire_size(response)
-        if size <= most:
+        if surely_fits(len(response) + 1, most) or (size := wire_size(response)) <= most:
             return m.End("succeeded", response)
         reason = f"the output takes {size} bytes, more than {most}: set `output` to one node"
         return m.End("failed", self._response("failed", {"error": {"reason": reason}}), reason)
@@ -357,8 +360,8 @@ class TaskRun:
         return node.rounds == 1 and node.samples == 1
 
     def _node_result(self, name: str, single: m.CallResult | None) -> m.Json:
-        usage = self._costs.pop(name, m.Usage())
-        if single is not None and self._is_single(name):
+        usage = self._costs.get(name, m.Usage())
+        if single is not None:
             return answer_text(single, usage)
         deliberation = self._nodes[name]
         return node_text(deliberation.value, deliberation.votes, usage)

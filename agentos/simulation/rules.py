@@ -135,6 +135,21 @@ def dependencies_finish_first(change: Change, entry: Entry) -> None:
                 _broken(dependencies_finish_first, change, f"{name} is saved, {other} is not")
 
 
+def results_keep_their_answers(change: Change, entry: Entry) -> None:
+    """Rule 2: when the result of several answers is saved, so are these."""
+    if not isinstance(change.question, m.Record):
+        return
+    written = {row.node_id for row, saved in _pairs(change) if saved is not None}
+    for name in written & entry.graph.nodes.keys():
+        node = entry.graph.nodes[name]
+        if node.samples == node.rounds == 1:
+            continue  # its result is its answer
+        rounds, samples = range(1, node.rounds + 1), range(node.samples)
+        for row in (m.call_row(name, r, f"s{s}") for r in rounds for s in samples):
+            if row not in entry.rows and row not in written:
+                _broken(results_keep_their_answers, change, f"{name} is saved, {row} is not")
+
+
 def terminal_is_absorbing(change: Change, entry: Entry) -> None:
     """Rule 4: nothing of a task changes after it has ended."""
     before, after = entry.task, _task(change)
@@ -171,6 +186,7 @@ RULES: Final[Sequence[Rule]] = (
     outcomes_are_true,
     results_stay,
     dependencies_finish_first,
+    results_keep_their_answers,
     terminal_is_absorbing,
     ends_have_reasons,
 )
