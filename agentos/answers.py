@@ -156,7 +156,8 @@ def encode(value: Any, *, max_bytes: int) -> str:
     Raises:
         AgentError: the value is no JSON value, or its text is too large (not retryable).
     """
-    check(value, max_bytes=max_bytes)
+    if type(value) is not str or len(value) >= max_bytes:  # most answers are text, and short
+        check(value, max_bytes=max_bytes)
     try:
         text = orjson.dumps(value)
     except TypeError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
 import os
 import random
@@ -21,13 +22,13 @@ from typing import Any, Self, TypeVar
 import msgspec
 import pykka
 
-from agentos.core import errors, jsontext
+from agentos.core import errors
 from agentos.core import messages as m
 from agentos.core.limits import Limits
-from agentos.handles import AsyncTask, end_of, is_complete
+from agentos.handles import AsyncTask, end_of, is_complete, text_of
 from agentos.logs import quiet_unless_configured
 from agentos.registry import Transports
-from agentos.runtime.refs import Asker
+from agentos.runtime.asking import AsyncAsker, Waiter
 from agentos.runtime.switch import Switch
 from agentos.runtime.wire import JsonCodec
 
@@ -42,9 +43,6 @@ KEPT_ENDS, KEPT_CHARACTERS = 10_000, 50_000_000
 """Ends, and characters of responses, that a client keeps for handles that have not asked yet."""
 
 AnswerT = TypeVar("AnswerT", bound=m.Message)
-Envelopes = list[m.Envelope]
-Pushed = asyncio.Queue[m.Event | m.Ended | None]
-"""What a waiter hears; None when the client is closed."""
 
 
 def default_urls() -> list[str]:
@@ -119,10 +117,12 @@ class AsyncClient:
         self._shared = transports
         self._transports: Transports | None = None
         self._switch: Switch | None = None
-        self._asker: Asker | None = None
+        self._asker: AsyncAsker | None = None
+        # Repeating a request whose answer was lost must not make a second task.
+        self._own_keys = map(f"auto-{secrets.token_hex(12)}-{{}}".format, itertools.count(1))
         self._ends: OrderedDict[int, m.Ended] = OrderedDict()
         self._kept = 0
-        self._waiters: dict[int, list[Pushed]] = {}
+        self._waiters: dict[int, list[Waiter]] = {}
 
     async def connect(self) -> Self:
         """Find a gateway.
@@ -132,10 +132,9 @@ class AsyncClient:
         """
         if self._switch is not None:
             return self
-        self._loop = asyncio.get_running_loop()
         self._transports = self._shared or Transports(JsonCodec(self._limits), self._limits)
         self._switch = Switch(self._transports, self._limits, "client")
-        self._asker = Asker(self._switch, self._on_messages)
+        self._asker = AsyncAsker(self._switch, self._take)
         try:
             uplink = self._switch.connect(self.urls)
             wait_s = min(self._timeout_s, CONNECT_S)
@@ -155,8 +154,8 @@ class AsyncClient:
             return
         if self._asker is not None:
             self._asker.close()
-        for queue in [queue for queues in self._waiters.values() for queue in queues]:
-            queue.put_nowait(None)
+        for waiter in itertools.chain.from_iterable(self._waiters.values()):
+            waiter.close()
         await asyncio.to_thread(switch.close)
         if self._shared is None and self._transports is not None:
             await asyncio.to_thread(self._transports.close)
@@ -200,19 +199,13 @@ class AsyncClient:
             Overloaded: the cluster is full, and was still full when the timeout was over.
             ClusterUnreachable: no gateway answered.
         """
-        text = task_description
-        if not isinstance(text, str):
-            try:
-                text = jsontext.dump(text)
-            except (TypeError, ValueError) as error:
-                raise errors.GraphError("", f"not JSON: {error}") from error
+        text = task_description if isinstance(task_description, str) else text_of(task_description)
         submit = self._message(
             m.Submit,
             task_description=text,
             user_id=user_id,
             task_type=task_type,
-            # Repeating a request whose answer was lost must not make a second task.
-            key=key if key is not None else f"auto-{secrets.token_hex(12)}",
+            key=key if key is not None else next(self._own_keys),
             require_agents=require_agents,
             notify=True,
         )
@@ -256,7 +249,8 @@ class AsyncClient:
         while True:
             left = deadline - time.monotonic()
             try:
-                answer = await self._once(to, question, min(ATTEMPT_S, max(0.05, left)))
+                attempt_s = min(ATTEMPT_S, max(0.05, left))
+                answer = await self._connected().ask(to, question, attempt_s)
             except errors.Overloaded as error:
                 wait_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311 - jitter
                 if left <= wait_s:
@@ -273,45 +267,19 @@ class AsyncClient:
                     raise errors.RemoteProtocolError(f"unexpected {type(answer).__name__}")
                 return answer
 
-    async def _once(self, to: str, question: m.Message, timeout_s: float) -> m.Message:
-        asker = self._connected()
-        future: asyncio.Future[m.Message] = self._loop.create_future()
-
-        def settle(answer: m.Message | Exception) -> None:
-            if future.done():
-                return
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
-            else:
-                future.set_result(answer)
-
-        def resolve(answer: m.Message | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
-                self._loop.call_soon_threadsafe(settle, answer)
-
-        ref = asker.ask(to, question, resolve)
-        try:
-            return await asyncio.wait_for(future, timeout_s)
-        finally:
-            asker.forget(ref)
-
-    def _connected(self) -> Asker:
+    def _connected(self) -> AsyncAsker:
         if self._asker is None or self._switch is None:
             raise errors.LocalProtocolError("the client is not connected: use `async with`")
         return self._asker
 
-    def _on_messages(self, envelopes: Envelopes) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._take, envelopes)
+    # -- what is pushed ------------------------------------------------------------------------
 
-    def _take(self, envelopes: Envelopes) -> None:
-        for envelope in envelopes:
-            message = envelope.message
-            if isinstance(message, m.Ended):
-                self._remember(message)
-            if isinstance(message, m.Ended | m.Event):
-                for waiter in self._waiters.get(message.task_id, ()):
-                    waiter.put_nowait(message)
+    def _take(self, message: m.Message) -> None:
+        if isinstance(message, m.Ended):
+            self._remember(message)
+        if isinstance(message, m.Ended | m.Event):
+            for waiter in self._waiters.get(message.task_id, ()):
+                waiter.push(message)
 
     def _remember(self, ended: m.Ended) -> None:
         """Keep an end for whoever asks for the result later; the oldest give way."""
@@ -323,72 +291,89 @@ class AsyncClient:
             _, oldest = self._ends.popitem(last=False)
             self._kept -= len(oldest.response)
 
-    async def _follow(
-        self,
-        task_id: int,
-        *,
-        progress: bool = False,
-        ask: bool = True,
-        timeout_s: float | None = None,
-    ) -> AsyncGenerator[m.Event | m.Ended, None]:
-        """Messages of one task until it ends; looks for itself when nothing is pushed.
+    def _listen(self, task_id: int) -> Waiter:
+        self._connected()
+        waiter = Waiter()
+        self._waiters.setdefault(task_id, []).append(waiter)
+        return waiter
+
+    def _leave(self, task_id: int, waiter: Waiter) -> bool:
+        """Hear no more of a task; returns whether nobody else here does."""
+        waiters = self._waiters[task_id]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[task_id]
+        return not waiters
+
+    async def _end(self, task_id: int, timeout_s: float | None, *, told: bool) -> m.Ended:
+        """A task's end, as soon as it is pushed; looks for itself when nothing is.
 
         Args:
             task_id: which task.
-            progress: whether events are wanted, or only the end.
-            ask: whether the gateway is to be told of it at once; `submit` does it by itself.
             timeout_s: seconds until `ResultTimeout`.
+            told: whether the gateway tells of it anyway; `submit` asks for that.
         """
-        if not progress and task_id in self._ends:
-            yield self._ends[task_id]
-            return
-        asker = self._connected()
-        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        watch = self._message(m.Watch, task_id=task_id, client=asker.address, progress=progress)
-        queue: Pushed = asyncio.Queue()
-        self._waiters.setdefault(task_id, []).append(queue)
+        if task_id in self._ends:
+            return self._ends[task_id]
+        deadline = _deadline(timeout_s)
+        waiter = self._listen(task_id)
         try:
-            message = await self._look(watch, deadline) if ask else None
+            message = None if told else await self._look(task_id, deadline)
+            while not isinstance(message, m.Ended):
+                message = await self._heard(waiter, task_id, deadline)
+            return await self._completed(message)
+        finally:
+            self._leave(task_id, waiter)
+
+    async def _follow(
+        self, task_id: int, timeout_s: float | None
+    ) -> AsyncGenerator[m.Event | m.Ended, None]:
+        """Messages of one task until it ends; raises `ResultTimeout` after `timeout_s` seconds."""
+        deadline = _deadline(timeout_s)
+        waiter = self._listen(task_id)
+        try:
+            message = await self._look(task_id, deadline, progress=True)
             while not isinstance(message, m.Ended):
                 if message is not None:
                     yield message
-                message = await self._heard(queue, watch, deadline)
+                message = await self._heard(waiter, task_id, deadline, progress=True)
             yield await self._completed(message)
         finally:
-            self._waiters[task_id].remove(queue)
-            if not self._waiters[task_id]:
-                del self._waiters[task_id]
-                if progress:
-                    asker.tell(m.GATEWAY, m.Unwatch(task_id=task_id, client=asker.address))
+            if self._leave(task_id, waiter) and self._asker is not None:
+                address = self._asker.address
+                self._asker.tell(m.GATEWAY, m.Unwatch(task_id=task_id, client=address))
 
-    async def _heard(self, queue: Pushed, watch: m.Watch, deadline: float) -> m.Event | m.Ended:
+    async def _heard(
+        self, waiter: Waiter, task_id: int, deadline: float, *, progress: bool = False
+    ) -> m.Event | m.Ended:
         """What is pushed next; when nothing is, whether the task has ended all the same."""
         while True:
-            wait_s = min(POLL_S, max(0.0, deadline - time.monotonic()))
-            with contextlib.suppress(TimeoutError):
-                message = await asyncio.wait_for(queue.get(), wait_s)
-                if message is not None:
-                    return message
-                self._connected()
-            message = await self._look(watch, deadline)
+            message = await waiter.next(min(POLL_S, max(0.0, deadline - time.monotonic())))
+            if message is not None:
+                return message
+            message = await self._look(task_id, deadline, progress=progress)
             if isinstance(message, m.Ended):
                 return message
 
-    async def _look(self, watch: m.Watch, deadline: float) -> m.Event | m.Ended | None:
+    async def _look(
+        self, task_id: int, deadline: float, *, progress: bool = False
+    ) -> m.Event | m.Ended | None:
         """Ask to be told, and where the task stands."""
+        asker = self._connected()
+        watch = self._message(m.Watch, task_id=task_id, client=asker.address, progress=progress)
         give_up = min(deadline, time.monotonic() + self._timeout_s)
         while (left := give_up - time.monotonic()) > 0:
             try:
-                answer = await self._once(m.GATEWAY, watch, min(ATTEMPT_S, left))
+                answer = await self._connected().ask(m.GATEWAY, watch, min(ATTEMPT_S, left))
             except errors.Overloaded:  # it has too many to tell: look in the database
-                task = await self._request(m.STORE, m.GetTask(task_id=watch.task_id), m.TaskInfo)
+                task = await self._request(m.STORE, m.GetTask(task_id=task_id), m.TaskInfo)
                 return end_of(task)
             except (TimeoutError, pykka.ActorDeadError):
                 await asyncio.sleep(min(0.2, left))
             else:
                 return answer if isinstance(answer, m.Event | m.Ended) else None
         if give_up == deadline:
-            raise errors.ResultTimeout(f"task {watch.task_id} did not end in time; it goes on")
+            raise errors.ResultTimeout(f"task {task_id} did not end in time; it goes on")
         raise unreachable(self.urls, self._timeout_s)
 
     async def _completed(self, ended: m.Ended) -> m.Ended:
@@ -397,3 +382,7 @@ class AsyncClient:
             return ended
         task = await self._request(m.STORE, m.GetTask(task_id=ended.task_id), m.TaskInfo)
         return end_of(task) or ended
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return math.inf if timeout_s is None else time.monotonic() + timeout_s

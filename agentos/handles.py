@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import orjson
 
-from agentos.core import errors
+from agentos.core import errors, jsontext
 from agentos.core import messages as m
 
 if TYPE_CHECKING:
@@ -47,16 +47,11 @@ class AsyncTask:
 
     async def wait(self, timeout_s: float | None = None) -> m.Ended:
         """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
-        messages = self._client._follow(self.task_id, ask=not self._told, timeout_s=timeout_s)
-        async with contextlib.aclosing(messages):
-            async for message in messages:
-                if isinstance(message, m.Ended):
-                    return message
-        raise errors.ResultTimeout(f"task {self.task_id}: the connection was closed")
+        return await self._client._end(self.task_id, timeout_s, told=self._told)
 
     def watch(self, timeout_s: float | None = None) -> AsyncGenerator[m.Event | m.Ended, None]:
         """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
-        return self._client._follow(self.task_id, progress=True, timeout_s=timeout_s)
+        return self._client._follow(self.task_id, timeout_s)
 
     async def progress(self) -> list[m.SavedRow]:
         """Every row that has been saved for the task."""
@@ -76,6 +71,27 @@ class AsyncTask:
 
     def __repr__(self) -> str:
         return f"<AsyncTask {self.task_id}>"
+
+
+_JSON_ONLY = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+
+def text_of(graph: Mapping[str, Any]) -> str:
+    """The JSON text of a graph.
+
+    Raises:
+        GraphError: it is not one that JSON has words for.
+    """
+    try:
+        text = orjson.dumps(graph, option=_JSON_ONLY)
+        if b"null" not in text:  # which may have been NaN
+            return text.decode()
+    except TypeError:
+        pass  # JSON has no word for it, or orjson is too strict: the slower way knows which
+    try:
+        return jsontext.dump(graph)
+    except (TypeError, ValueError) as error:
+        raise errors.GraphError("", f"not JSON: {error}") from error
 
 
 def response_of(ended: m.Ended) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from agentos import answers
 from agentos.agents.echo import EchoAgent
 from agentos.agents.function import FunctionAgent
 from agentos.agents.openai import OpenAIAgent
@@ -24,6 +25,7 @@ from agentos.core.jsontext import parse
 from agentos.core.limits import Limits
 from agentos.core.ports import Agent, AgentAnswer, AgentRequest
 from agentos.runtime.agents import AgentRunner
+from agentos.testing.transport_recorder import eventually
 
 PROXY = "proxy/eu/1"
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -316,6 +318,23 @@ def test_agent_that_cancels_itself(room: MakeRoom) -> None:
     assert result.retryable
 
 
+def test_agent_that_cancels_its_task(room: MakeRoom) -> None:
+    """An agent that cancels the task that it runs in is answered for, and its place is free."""
+
+    async def answer(_request: AgentRequest) -> AgentAnswer:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(600)
+        raise AssertionError
+
+    made = room(Made(answer, max_concurrency=1))
+    for _ in range(2):
+        result = made.ask()
+        assert "cancelled its own call" in result.error
+        assert result.retryable
+
+
 def test_sync_exit(room: MakeRoom) -> None:
     """`sys.exit` in a sync function ends neither the runner nor the process."""
     made = room(FunctionAgent(sys.exit, name="made"))
@@ -402,6 +421,31 @@ def test_any_answer(value: Any, prompt_tokens: int, completion_tokens: Any) -> N
     assert all(isinstance(count, int) and 0 <= count < 2**63 for count in counts)
 
 
+@example(value="x" * 98, most=100)
+@example(value="x" * 99, most=100)
+@given(value=JSON | ODD | st.text(max_size=30), most=st.integers(0, 40))
+def test_text_is_written_as_any_value_is(value: Any, most: int) -> None:
+    """The short way for text leads to the same JSON, and to the same refusals."""
+
+    def outcome(write: Callable[[], str]) -> str:
+        try:
+            return write()
+        except AgentError as error:
+            return f"refused, {error.retryable}: {error.reason}"
+
+    def checked() -> str:
+        answers.check(value, max_bytes=most)
+        text = answers.encode([value], max_bytes=1000)[1:-1]
+        if (size := len(text.encode())) > most:
+            reason = f"the answer is {size} bytes of JSON; at most {most} are allowed"
+            raise AgentError(reason, retryable=False)
+        return text
+
+    found = outcome(lambda: answers.encode(value, max_bytes=most))
+    wanted = outcome(checked)
+    assert found == wanted
+
+
 def test_not_an_answer(room: MakeRoom) -> None:
     """An agent of somebody else's that returns no `AgentAnswer` is told so."""
 
@@ -445,6 +489,73 @@ def test_max_concurrency(room: MakeRoom) -> None:
     made.invoke(*(call(task_id=n) for n in range(1, 13)))
     made.results(12)
     assert most == 3
+
+
+def test_time_begins_with_the_place(room: MakeRoom) -> None:
+    """A call that has waited for its place has all of its time from then on, and no more."""
+
+    async def answer(request: AgentRequest) -> AgentAnswer:
+        await asyncio.sleep(0.3 if request.prompt == "slow" else 0)
+        if request.prompt == "stuck":
+            await asyncio.sleep(600)
+        return AgentAnswer(value=request.prompt)
+
+    made = room(Made(answer, max_concurrency=1))
+    made.invoke(
+        call(task_id=1, prompt="slow"),
+        call(task_id=2, prompt="next", timeout_s=0.2),
+        call(task_id=3, prompt="stuck", timeout_s=0.05),
+        call(task_id=4, prompt="last"),
+    )
+    results = {result.task_id: result for result in made.results(4)}
+    assert [results[n].value for n in (1, 2, 3, 4)] == ['"slow"', '"next"', None, '"last"']
+    assert "did not answer within 0.05 s" in results[3].error
+    assert results[2].seconds < 0.2
+
+
+def test_a_call_that_follows_one_answered_at_once_has_its_time(room: MakeRoom) -> None:
+    """Whoever gets a place in the turn in which another was answered is not forgotten."""
+
+    async def answer(request: AgentRequest) -> AgentAnswer:
+        if request.prompt == "stuck":
+            await asyncio.sleep(600)
+        return AgentAnswer(value=1)
+
+    made = room(Made(answer, max_concurrency=1))
+    made.invoke(*(call(task_id=n, prompt="at once") for n in (1, 2)))
+    made.invoke(
+        call(task_id=3, prompt="at once"),
+        *(call(task_id=n, prompt="stuck", timeout_s=0.05) for n in (4, 5)),
+    )
+    late = [result.task_id for result in made.results(5) if "did not answer" in result.error]
+    assert late == [4, 5]
+
+
+def test_revoked_calls_give_their_places_back(room: MakeRoom) -> None:
+    """Revoked before its first step, while it waits or while it runs: the place is free again."""
+    running = 0
+
+    async def answer(request: AgentRequest) -> AgentAnswer:
+        nonlocal running
+        running += 1
+        if request.prompt == "stuck":
+            await asyncio.sleep(600)
+        return AgentAnswer(value=request.prompt)
+
+    made = room(Made(answer, max_concurrency=1))
+    for first in range(1, 40, 2):
+        calls = [call(task_id=n, prompt="stuck") for n in (first, first + 1)]
+        before = running
+        invokes = [m.Invoke(call=c) for c in calls]
+        revokes = [m.Revoke(task_id=c.task_id, epoch=c.epoch, row=c.row, attempt=0) for c in calls]
+        if first % 4 == 1:  # in one batch: neither gets as far as its agent
+            made.runner.handle([m.Envelope("agents", PROXY, x) for x in (*invokes, *revokes)])
+        else:
+            made.invoke(*calls)
+            eventually(lambda before=before: running > before)
+            made.revoke(*reversed(calls))
+    assert made.ask(task_id=99).value == '"hello"'
+    assert [envelope.message.task_id for envelope in made.envelopes] == [99]  # type: ignore[union-attr]
 
 
 def test_revoke(room: MakeRoom) -> None:

@@ -13,11 +13,14 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentos import (
     Client,
@@ -27,6 +30,7 @@ from agentos import (
     connect,
 )
 from agentos.agents.function import FunctionAgent
+from agentos.core import jsontext
 from agentos.core import messages as m
 from agentos.core.errors import (
     AgentNotOffered,
@@ -40,7 +44,10 @@ from agentos.core.errors import (
     TaskFailed,
     TaskNotFound,
 )
+from agentos.core.limits import Limits
+from agentos.handles import text_of
 from agentos.testing.transport_recorder import eventually
+from tests.strategies import JSON_VALUES
 from tests.switches import FAST, TCP
 
 DIAMOND = {
@@ -53,6 +60,20 @@ DIAMOND = {
     },
     "output": "d",
 }
+ODD = st.sampled_from(
+    [
+        float("nan"),
+        float("inf"),
+        2**70,
+        (1, 2),
+        {1},
+        b"x",
+        "\ud800",
+        object(),
+        datetime.now(UTC),
+        Limits(),
+    ]
+)
 RESULT = "about queues, left and about queues, right"
 
 
@@ -304,6 +325,19 @@ def test_another_client_has_the_result(client: Client, cluster: Cluster, gate: G
         assert time.monotonic() - begun < 1.5  # asked for, not found by polling
 
 
+@given(JSON_VALUES | ODD | st.dictionaries(st.text() | st.integers(), JSON_VALUES | ODD))
+def test_a_graph_is_written_as_json(value: Any) -> None:
+    """A graph given as a mapping arrives as what it is; what JSON has no word for is refused."""
+
+    def outcome(write: Callable[[Any], str]) -> Any:
+        try:
+            return jsontext.parse(write({"nodes": value}), max_bytes=10**6)
+        except (GraphError, TypeError, ValueError):
+            return GraphError
+
+    assert repr(outcome(text_of)) == repr(outcome(jsontext.dump))
+
+
 # -- watching -------------------------------------------------------------------------------------
 
 
@@ -417,6 +451,25 @@ def test_closing_wakes_who_waits(cluster: Cluster, gate: Gate) -> None:
     assert not thread.is_alive()
     assert len(errors) == 1
     assert isinstance(errors[0], LocalProtocolError), errors
+
+
+def test_closing_wakes_who_awaits(
+    cluster: Cluster, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coroutine that waits for a result hears at once that the client was closed."""
+    monkeypatch.setattr("agentos.client.POLL_S", 600.0)
+    gate.opened.clear()
+
+    async def work() -> None:
+        async with cluster.async_client() as client:
+            waiting = asyncio.create_task((await client.submit(one("gate"))).result())
+            while not client._waiters:
+                await asyncio.sleep(0)
+        with pytest.raises(LocalProtocolError, match="not connected"):
+            await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(work())
+    gate.opened.set()
 
 
 def test_control_c_leaves_the_client_usable(client: Client, gate: Gate) -> None:

@@ -157,11 +157,20 @@ class OpenAIAgent:
         try:
             # The client's own timeouts are for each read; a trickle of bytes would outlast them.
             async with asyncio.timeout(timeout_s):
-                response = await self._client.chat.completions.with_raw_response.create(
-                    model=self._model,
-                    messages=self._messages(request.prompt),
-                    extra_headers={"Idempotency-Key": percent_encode(request.key, safe="/:")},
-                    extra_body=self._fields | _response_format(request.schema),
+                # `chat.completions.create` would walk the body to convert types that ours has none
+                # of, and the answer once more: a third of the cost of a call.
+                response = await self._client.post(
+                    "/chat/completions",
+                    body={
+                        "messages": self._messages(request.prompt),
+                        "model": self._model,
+                        **self._fields,
+                        **_response_format(request.schema),
+                    },
+                    options={
+                        "headers": {"Idempotency-Key": percent_encode(request.key, safe="/:")}
+                    },
+                    cast_to=openai.HttpxBinaryResponseContent,
                 )
         except (TimeoutError, openai.APITimeoutError):
             reason = self._says(f"did not answer within {timeout_s:g} s")
@@ -171,7 +180,7 @@ class OpenAIAgent:
         except openai.APIConnectionError as error:
             reason = self._says(f"cannot be reached: {self._quote(str(error.__cause__ or error))}")
             raise AgentError(reason, retryable=True) from None
-        return response.http_response.content
+        return response.content
 
     def _messages(self, prompt: str) -> Any:
         user = {"role": "user", "content": prompt}

@@ -7,12 +7,12 @@ each is answered with one `CallResult`. Whatever an agent does, nothing but that
 from __future__ import annotations
 
 import asyncio
-import math
+import contextlib
 import threading
 import time
-import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import structlog
@@ -21,25 +21,60 @@ from agentos import answers
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import AgentError, ConfigError
-from agentos.core.limits import MAX_INT, Limits
+from agentos.core.limits import Limits
 from agentos.core.ports import Agent, AgentAnswer, AgentRequest
+from agentos.runtime import results
 
 log = structlog.get_logger()
 
 CANCEL_S = 2.0
 """How long cancelled calls, and then closing agents, have to let go."""
-MAX_RETRY_AFTER_S = 86_400.0
-ERROR_CHARACTERS = 1_000
 
 
-class _Key(NamedTuple):
-    """One attempt of one call, for the proxy that asked."""
+_Key = tuple[str, int, Epoch, str, int]
+"""One attempt of one call: the proxy that asked, then task, epoch, row and attempt."""
 
-    proxy: str
-    task_id: int
-    epoch: Epoch
-    row: str
-    attempt: int
+
+class _Desk:
+    """An agent, its free places, and the calls that wait for one, in order."""
+
+    __slots__ = ("agent", "free", "waiting")
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.free = agent.max_concurrency
+        self.waiting: deque[_Run] = deque()
+
+
+class _Run:
+    """One call, from its `Invoke` to its end."""
+
+    __slots__ = ("begun", "call", "desk", "expired", "invoke", "key", "over", "task", "timer")
+
+    def __init__(self, key: _Key, invoke: m.Envelope, call: m.Call, desk: _Desk) -> None:
+        self.key = key
+        self.invoke = invoke
+        self.call = call
+        self.desk = desk
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.begun = 0.0
+        """When it got its place, in seconds on the monotonic clock."""
+        self.expired = False
+        self.over = False
+        """Whether its agent has let go of it."""
+
+    def expire(self) -> None:
+        """Its time is over: cancel it, as `asyncio.timeout` does at three times the cost."""
+        self.expired = True
+        if self.task is not None:
+            self.task.cancel()
+
+    def end(self) -> None:
+        """Its agent has let go of it."""
+        self.over = True
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class AgentRunner:
@@ -69,16 +104,21 @@ class AgentRunner:
         limits: Limits | None = None,
     ) -> None:
         self.address = address
-        self._agents = {agent.name: agent for agent in agents}
-        if len(self._agents) < len(agents):
+        self._desks = {agent.name: _Desk(agent) for agent in agents}
+        if len(self._desks) < len(agents):
             names = [agent.name for agent in agents]
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ConfigError(f"agents must have different names; given twice: {', '.join(twice)}")
         self._deliver = deliver
         self._max_bytes = (limits or Limits()).max_result_bytes
-        self._slots = {agent.name: asyncio.Semaphore(agent.max_concurrency) for agent in agents}
-        self._running: dict[_Key, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._running: dict[_Key, _Run] = {}
+        """The calls that somebody waits for."""
+        self._begun: list[_Run] = []
+        """Those that got their place in this turn of the loop."""
+        self._revoked: set[asyncio.Task[None]] = set()
+        """Cancelled, and not yet at their end."""
+        self._inbox: deque[Sequence[m.Envelope]] = deque()
+        self._woken = False
         self._outbox: list[m.Envelope] = []
         self._closing = threading.Event()
         self._stop = asyncio.Event()
@@ -89,11 +129,15 @@ class AgentRunner:
 
     def handle(self, envelopes: Sequence[m.Envelope]) -> None:
         """Take `Invoke` and `Revoke` messages from proxies, in order. Callable from any thread."""
-        try:
-            # One wake-up for the whole batch.
-            self._loop.call_soon_threadsafe(self._take, list(envelopes))
-        except RuntimeError:  # the loop is closed
+        if self._closing.is_set():
             log.debug("messages for a closed agent runner", runner=self.address)
+            return
+        self._inbox.append(envelopes)
+        if self._woken:  # the loop has yet to look: it will find these too
+            return
+        self._woken = True
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            self._loop.call_soon_threadsafe(self._take)
 
     def close(self) -> None:
         """Stop: cancel the calls that run, unanswered, and close the agents.
@@ -106,7 +150,7 @@ class AgentRunner:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(3 * CANCEL_S)
         if self._thread.is_alive():
-            stuck = sorted({f"{key.task_id}/{key.row}" for key in self._running})
+            stuck = sorted({f"{task_id}/{row}" for _, task_id, _, row, _ in list(self._running)})
             log.warning("agents did not let go", runner=self.address, calls=stuck)
 
     # -- everything below runs in the loop's thread -----------------------------------------------
@@ -117,54 +161,106 @@ class AgentRunner:
 
     async def _main(self) -> None:
         await self._stop.wait()
-        self._running.clear()  # nobody waits for these any more
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CANCEL_S)
+        for key in list(self._running):
+            self._revoke(key)
+        if self._revoked:
+            await asyncio.wait(self._revoked, timeout=CANCEL_S)
         self._flush()
-        await asyncio.gather(*map(self._close_agent, self._agents.values()))
+        await asyncio.gather(*(self._close_agent(desk.agent) for desk in self._desks.values()))
 
     async def _close_agent(self, agent: Agent) -> None:
         try:
             async with asyncio.timeout(CANCEL_S):
                 await agent.close()
         except Exception as error:  # noqa: BLE001 (the others are to be closed all the same)
-            log.warning("agent failed to close", agent=agent.name, exception=_traceback(error))
+            log.warning("agent failed to close", agent=agent.name, exception=results.trace(error))
 
-    def _take(self, envelopes: list[m.Envelope]) -> None:
-        for envelope in envelopes:
-            match envelope.message:
-                case m.Invoke(call=call):
-                    self._start(envelope, call)
-                case m.Revoke(task_id=task_id, epoch=epoch, row=row, attempt=attempt):
-                    key = _Key(envelope.sender, task_id, epoch, row, attempt)
-                    task = self._running.pop(key, None)
-                    if task is not None:
-                        task.cancel()
-                case other:
-                    kind = type(other).__name__
-                    log.warning("not for an agent runner", kind=kind, sender=envelope.sender)
+    def _take(self) -> None:
+        self._woken = False  # before looking: what comes after that brings another turn
+        while self._inbox:
+            for envelope in self._inbox.popleft():
+                match envelope.message:
+                    case m.Invoke(call=call):
+                        self._start(envelope, call)
+                    case m.Revoke(task_id=task_id, epoch=epoch, row=row, attempt=attempt):
+                        self._revoke((envelope.sender, task_id, epoch, row, attempt))
+                    case other:
+                        kind = type(other).__name__
+                        log.warning("not for an agent runner", kind=kind, sender=envelope.sender)
 
-    def _start(self, envelope: m.Envelope, call: m.Call) -> None:
-        key = _Key(envelope.sender, call.task_id, call.epoch, call.row, call.attempt)
+    def _start(self, invoke: m.Envelope, call: m.Call) -> None:
+        key = (invoke.sender, call.task_id, call.epoch, call.row, call.attempt)
         if key in self._running or self._closing.is_set():
             log.info("call not started", task_id=call.task_id, row=call.row)
             return
-        task = self._loop.create_task(self._run(key, call, envelope.ref))
-        self._running[key] = task
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        desk = self._desks.get(call.agent)
+        if desk is None:
+            there = ", ".join(sorted(self._desks)) or "none"
+            reason = f"there is no agent {call.agent!r} here; there are: {there}"
+            failure = AgentError(reason, retryable=False)
+            self._answer(invoke, results.failed(invoke, call, failure, m.Usage(calls=1), 0.0))
+            return
+        run = self._running[key] = _Run(key, invoke, call, desk)
+        if desk.free:
+            self._begin(run)
+        else:
+            desk.waiting.append(run)
 
-    async def _run(self, key: _Key, call: m.Call, ref: str) -> None:
-        result = await self._result(key, call)
-        if self._running.get(key) is not asyncio.current_task():
-            return  # revoked
-        del self._running[key]
+    def _begin(self, run: _Run) -> None:
+        run.desk.free -= 1
+        run.begun = time.monotonic()
+        run.task = self._loop.create_task(self._run(run))
+        if not self._begun:
+            self._loop.call_soon(self._set_timers)
+        self._begun.append(run)
+
+    def _set_timers(self) -> None:
+        """A call that has been answered in its first step needs none."""
+        begun, self._begun = self._begun, []
+        for run in begun:
+            if not run.over:
+                run.timer = self._loop.call_later(run.call.timeout_s, run.expire)
+
+    def _free(self, desk: _Desk) -> None:
+        """A place has become free: who has waited longest gets it."""
+        desk.free += 1
+        if desk.waiting:
+            self._begin(desk.waiting.popleft())
+
+    def _is_revoked(self, run: _Run) -> bool:
+        return self._running.get(run.key) is not run
+
+    def _revoke(self, key: _Key) -> None:
+        """Nobody waits for this call any more."""
+        run = self._running.pop(key, None)
+        if run is None:
+            return
+        if run.task is None:
+            run.desk.waiting.remove(run)
+            return
+
+        def ended(task: asyncio.Task[None]) -> None:
+            run.end()  # it may not have taken a step
+            self._revoked.discard(task)
+            self._free(run.desk)
+
+        self._revoked.add(run.task)
+        run.task.add_done_callback(ended)
+        run.task.cancel()
+
+    async def _run(self, run: _Run) -> None:
+        result = await self._result(run)
+        if self._is_revoked(run):
+            return
+        del self._running[run.key]
+        self._answer(run.invoke, result)
+        self._free(run.desk)
+
+    def _answer(self, invoke: m.Envelope, result: m.CallResult) -> None:
         if not self._outbox:
             # What else ends in this iteration of the loop goes in the same list.
             self._loop.call_soon(self._flush)
-        self._outbox.append(m.Envelope(key.proxy, self.address, result, ref))
+        self._outbox.append(m.Envelope(invoke.sender, self.address, result, invoke.ref))
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
@@ -173,18 +269,14 @@ class AgentRunner:
         try:
             self._deliver(outbox)
         except Exception as error:  # noqa: BLE001 (later results are to be delivered all the same)
-            log.warning("results could not be delivered", exception=_traceback(error))
+            log.warning("results could not be delivered", exception=results.trace(error))
 
-    async def _result(self, key: _Key, call: m.Call) -> m.CallResult:
-        usage, value, failure = m.Usage(calls=1), None, None
-        begun = time.monotonic()
+    async def _result(self, run: _Run) -> m.CallResult:
+        call, usage = run.call, m.Usage(calls=1)
         try:
-            agent = self._find(call.agent)
             request = _request(call)
-            async with self._slots[call.agent]:
-                begun = time.monotonic()
-                answer = await _ask(agent, call, request)
-            usage = _usage(answer)
+            answer = await self._ask(run, request)
+            usage = results.usage_of(answer)
             said = answer.value
             if request.schema is not None:
                 said = answers.meet(said, request.schema, max_bytes=self._max_bytes)
@@ -192,35 +284,53 @@ class AgentRunner:
         except AgentError as error:
             failure = error
             if error.__cause__ is not None:
-                text = _traceback(error.__cause__)
+                text = results.trace(error.__cause__)
                 log.debug("agent raised", task_id=call.task_id, row=call.row, exception=text)
         except Exception as error:  # noqa: BLE001 (a call without a result would wait for ever)
             reason = f"agent {call.agent!r} answered what cannot be read: {answers.describe(error)}"
             failure = AgentError(reason, retryable=False)
-            text = _traceback(error)
+            text = results.trace(error)
             log.warning("unreadable", task_id=call.task_id, row=call.row, exception=text)
-        return m.CallResult(
-            task_id=call.task_id,
-            epoch=call.epoch,
-            row=call.row,
-            attempt=call.attempt,
-            proxy=key.proxy,
-            value=value,
-            error="" if failure is None else answers.quote(failure.reason, ERROR_CHARACTERS),
-            retryable=failure is not None and failure.retryable,
-            retry_after_s=None if failure is None else failure.retry_after_s,
-            usage=usage,
-            seconds=time.monotonic() - begun,
-        )
-
-    def _find(self, name: str) -> Agent:
-        agent = self._agents.get(name)
-        if agent is None:
-            offered = ", ".join(sorted(self._agents)) or "none"
-            raise AgentError(
-                f"there is no agent {name!r} here; there are: {offered}", retryable=False
+        else:
+            return m.CallResult(
+                task_id=call.task_id,
+                epoch=call.epoch,
+                row=call.row,
+                attempt=call.attempt,
+                proxy=run.invoke.sender,
+                value=value,
+                usage=usage,
+                seconds=time.monotonic() - run.begun,
             )
-        return agent
+        return results.failed(run.invoke, call, failure, usage, time.monotonic() - run.begun)
+
+    async def _ask(self, run: _Run, request: AgentRequest) -> AgentAnswer:
+        """Call the agent; anything that it does wrong is an `AgentError`."""
+        agent = run.desk.agent
+        try:
+            answer: object = await agent.call(request)
+        except AgentError as error:
+            raise results.plain(error) from error.__cause__
+        except asyncio.CancelledError:
+            if self._is_revoked(run):
+                raise
+            if run.expired:
+                raise _late(run) from None
+            reason = f"agent {agent.name!r} cancelled its own call"
+            raise AgentError(reason, retryable=True) from None
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            if run.expired and isinstance(error, TimeoutError):
+                raise _late(run) from None
+            kind, task_id, row = type(error).__name__, run.call.task_id, run.call.row
+            log.warning("agent failed", task_id=task_id, row=row, error=kind)
+            reason = f"agent {agent.name!r} raised {answers.describe(error)}"
+            raise AgentError(reason, retryable=True) from error
+        finally:
+            run.end()
+        if not isinstance(answer, AgentAnswer):
+            reason = f"agent {agent.name!r} returned a {type(answer).__name__}, not an AgentAnswer"
+            raise AgentError(reason, retryable=False)
+        return answer
 
 
 def _request(call: m.Call) -> AgentRequest:
@@ -241,56 +351,6 @@ def _request(call: m.Call) -> AgentRequest:
     )
 
 
-async def _ask(agent: Agent, call: m.Call, request: AgentRequest) -> AgentAnswer:
-    """Call the agent; anything that it does wrong is an `AgentError`."""
-    deadline = asyncio.timeout(call.timeout_s)
-    try:
-        async with deadline:
-            answer: object = await agent.call(request)
-    except AgentError as error:
-        raise _plain(error) from error.__cause__
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise AgentError(f"agent {agent.name!r} cancelled its own call", retryable=True) from None
-    except (Exception, SystemExit, KeyboardInterrupt) as error:
-        if deadline.expired() and isinstance(error, TimeoutError):
-            reason = f"agent {agent.name!r} did not answer within {call.timeout_s:g} s"
-            raise AgentError(reason, retryable=True) from None
-        reason = f"agent {agent.name!r} raised {answers.describe(error)}"
-        log.warning("agent failed", task_id=call.task_id, row=call.row, error=type(error).__name__)
-        raise AgentError(reason, retryable=True) from error
-    if not isinstance(answer, AgentAnswer):
-        reason = f"agent {agent.name!r} returned a {type(answer).__name__}, not an AgentAnswer"
-        raise AgentError(reason, retryable=False)
-    return answer
-
-
-def _usage(answer: AgentAnswer) -> m.Usage:
-    """The tokens of an answer, as far as they are counts: an agent's slip must not stop a result."""
-    return m.Usage(1, 0, _count(answer.prompt_tokens), _count(answer.completion_tokens))
-
-
-def _count(number: object) -> int:
-    return min(max(number, 0), MAX_INT) if isinstance(number, int) else 0
-
-
-def _plain(error: AgentError) -> AgentError:
-    """The same error, of the types that it should have: an agent may have put in anything."""
-    return AgentError(
-        str(error.reason),
-        retryable=bool(error.retryable),
-        retry_after_s=_retry_after_s(error.retry_after_s),
-    )
-
-
-def _retry_after_s(seconds: object) -> float | None:
-    if not isinstance(seconds, int | float) or (isinstance(seconds, float) and math.isnan(seconds)):
-        return None
-    return float(min(max(seconds, 0), MAX_RETRY_AFTER_S))
-
-
-def _traceback(error: BaseException) -> str:
-    """The plain traceback: a richer one might show local variables, and so prompts and keys."""
-    return "".join(traceback.format_exception(error))
+def _late(run: _Run) -> AgentError:
+    reason = f"agent {run.call.agent!r} did not answer within {run.call.timeout_s:g} s"
+    return AgentError(reason, retryable=True)
