@@ -12,6 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import peewee
 import structlog
@@ -37,6 +38,8 @@ _PRAGMAS: Mapping[str, str | int] = {
     "foreign_keys": "ON",
     # Fewer, larger checkpoints: the p99 of a batch falls from 4.2 ms to 0.8.
     "wal_autocheckpoint": 4000,
+    # KiB: the upper pages of every tree of a million tasks, so that a search reads one page at most.
+    "cache_size": -32_768,
 }
 
 _WAYS_OUT: Mapping[str, str] = {
@@ -84,6 +87,7 @@ class SQLiteDatabase(PeeweeDatabase):
             autoconnect=False,
             thread_safe=False,
             check_same_thread=False,
+            cached_statements=256,
         )
         super().__init__(connection, str(path), Statements(), clock)
         try:
@@ -98,7 +102,7 @@ class SQLiteDatabase(PeeweeDatabase):
 
     def _open(self, connection: peewee.SqliteDatabase) -> None:
         """Create the schema or check it; only then touch any setting that the file would keep."""
-        connection.connect()
+        self._connect()
         for name, value in _PRAGMAS.items():
             connection.pragma(name, value)
         with connection.atomic():
@@ -128,6 +132,10 @@ class SQLiteDatabase(PeeweeDatabase):
                 f"{self._name}: made by {age} version of Agent OS (schema {version}; this one "
                 f"needs {SCHEMA_VERSION}); use that version, or {_NEW_FILE}"
             )
+
+    def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
+        """Run an INSERT of one row; the id that it was given."""
+        return int(self._execute(sql, parameters).lastrowid)
 
     def _describe(self, error: Exception) -> str:
         cause = getattr(error, "orig", None) or error  # Peewee's errors carry the driver's own

@@ -1,4 +1,4 @@
-"""The three tables as Peewee models: the specification's columns, and ours, which have defaults.
+"""The tables as Peewee models: the specification's columns, and ours, which have defaults.
 
 SQL that was written against the specification keeps working, because every column of ours can be
 left out of an INSERT. The classes here are declarations without a database; `bind` makes the
@@ -18,13 +18,12 @@ import peewee
 
 from agentos.core.epoch import EPOCH_MAX
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a table changes; a file of another version is refused, never guessed at."""
 
 UNFINISHED = "state IN ('accepted', 'running')"
-ENDED = "state IN ('succeeded', 'failed', 'cancelled')"
-"""Written into queries exactly as they stand in the indexes: SQLite uses a partial index only for
-a query whose WHERE repeats the index's (sqlite.org/partialindex.html, section 3)."""
+"""Written into queries exactly as it stands in the indexes: SQLite uses a partial index only for a
+query whose WHERE repeats the index's (sqlite.org/partialindex.html, section 3)."""
 
 
 class Serial(peewee.BigAutoField):
@@ -97,13 +96,7 @@ class Tasks(peewee.Model):
                 "WHERE task_key IS NOT NULL"
             ),
             peewee.SQL("CREATE INDEX tasks_by_user ON Tasks (user_id, task_id)"),
-            peewee.SQL(
-                f"CREATE INDEX tasks_ended_by_state ON Tasks (state, task_id) WHERE {ENDED}"
-            ),
-            peewee.SQL(
-                "CREATE INDEX tasks_unfinished_by_priority ON Tasks "
-                f"(region, priority DESC, task_id) WHERE {UNFINISHED}"
-            ),
+            peewee.SQL("CREATE INDEX tasks_by_state ON Tasks (state, task_id)"),
             peewee.SQL(
                 "CREATE INDEX tasks_unfinished_by_agents ON Tasks "
                 f"(region, agents, priority DESC, task_id) WHERE {UNFINISHED}"
@@ -112,7 +105,10 @@ class Tasks(peewee.Model):
                 f"CREATE INDEX tasks_unfinished_by_id ON Tasks (region, task_id) WHERE {UNFINISHED}"
             ),
             peewee.SQL("CREATE INDEX tasks_by_request ON Tasks (request_doc_id)"),
-            peewee.SQL("CREATE INDEX tasks_by_response ON Tasks (response_doc_id)"),
+            peewee.SQL(
+                "CREATE INDEX tasks_by_response ON Tasks (response_doc_id) "
+                "WHERE response_doc_id IS NOT NULL"
+            ),
         )
 
 
@@ -132,6 +128,47 @@ class Progress(peewee.Model):
         constraints = (peewee.SQL("FOREIGN KEY (task_id) REFERENCES Tasks (task_id)"),)
 
 
+class Unfinished(peewee.Model):
+    """How many tasks of a region need the same agents and have not ended; no row where none has.
+
+    Triggers keep it, so that SQL of others counts too, a rollback takes back what it counted, and
+    nobody ever reads a backlog of a million tasks to learn that it is one.
+    """
+
+    region = peewee.TextField()
+    agents = peewee.TextField()
+    tasks = peewee.BigIntegerField()
+
+    class Meta:
+        """One row for each group."""
+
+        primary_key = peewee.CompositeKey("region", "agents")
+
+
+_COUNT = f"""
+    INSERT INTO Unfinished (region, agents, tasks)
+    SELECT new.region, new.agents, 1 WHERE new.{UNFINISHED}
+    ON CONFLICT (region, agents) DO UPDATE SET tasks = tasks + 1;
+"""
+_UNCOUNT = f"""
+    UPDATE Unfinished SET tasks = tasks - 1
+    WHERE old.{UNFINISHED} AND region = old.region AND agents = old.agents;
+    DELETE FROM Unfinished WHERE region = old.region AND agents = old.agents AND tasks = 0;
+"""  # noqa: S608 - nothing in it comes from outside
+"""The group of a row as it is, and as it was: one task more, one less; no group without a task."""
+
+_SQLITE_TRIGGERS = (
+    f"CREATE TRIGGER count_new AFTER INSERT ON Tasks BEGIN {_COUNT} END",
+    f"CREATE TRIGGER count_gone AFTER DELETE ON Tasks BEGIN {_UNCOUNT} END",
+    f"""
+    CREATE TRIGGER count_changed AFTER UPDATE OF state, region, agents ON Tasks
+    WHEN (old.{UNFINISHED}) <> (new.{UNFINISHED})
+        OR old.region <> new.region OR old.agents <> new.agents
+    BEGIN {_UNCOUNT} {_COUNT} END
+    """,
+)
+
+
 @dataclass(frozen=True)
 class Models:
     """The models of one database."""
@@ -139,11 +176,16 @@ class Models:
     documents: type[Documents]
     tasks: type[Tasks]
     progress: type[Progress]
+    unfinished: type[Unfinished]
 
     def create_tables(self) -> None:
-        """Create every table and index; the caller holds the transaction."""
-        for model in (self.documents, self.tasks, self.progress):
+        """Create every table, index and trigger; the caller holds the transaction."""
+        for model in (self.documents, self.tasks, self.progress, self.unfinished):
             model.create_table(safe=False)
+        database = self.tasks._meta.database
+        if isinstance(database, peewee.SqliteDatabase):
+            for trigger in _SQLITE_TRIGGERS:
+                database.execute_sql(trigger)  # type: ignore[no-untyped-call]
 
 
 _ModelType = TypeVar("_ModelType", bound=peewee.Model)
@@ -151,17 +193,19 @@ _ModelType = TypeVar("_ModelType", bound=peewee.Model)
 
 def bind(database: peewee.Database) -> Models:
     """The models bound to `database`, which need not be open yet."""
+    sqlite = isinstance(database, peewee.SqliteDatabase)
 
     def bound(model: type[_ModelType]) -> type[_ModelType]:
         meta = {
             "database": database,
             "table_name": model.__name__,
             # Without STRICT, SQLite would store a text where a number belongs.
-            "strict_tables": isinstance(database, peewee.SqliteDatabase),
+            "strict_tables": sqlite,
+            "without_rowid": sqlite and model is Unfinished,
         }
         inner = type("Meta", (), meta)
         return types.new_class(
             model.__name__, (model,), exec_body=lambda body: body.update(Meta=inner)
         )
 
-    return Models(bound(Documents), bound(Tasks), bound(Progress))
+    return Models(bound(Documents), bound(Tasks), bound(Progress), bound(Unfinished))

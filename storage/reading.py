@@ -1,7 +1,7 @@
 """The reading half of the database port.
 
-A row that is asked for by its id comes by plain SQL, since clients poll; what sweepers and people
-ask, with conditions that vary, goes through Peewee's query builder.
+What clients poll and sweepers ask comes by plain SQL; what people ask, with conditions that vary,
+goes through Peewee's query builder.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.ports import Document
 from agentos.storage import values
-from agentos.storage.models import ENDED, UNFINISHED, bind
+from agentos.storage.models import bind
 from agentos.storage.statements import INFO, Statements
 from agentos.storage.transactions import Transactional, reads
 
 
 class Reader(Transactional):
-    """What can be asked of the tables. Each answer is one statement, so it is one moment's truth.
+    """What can be asked of the tables.
 
     Args:
         connection: a Peewee database, not shared with anybody.
@@ -97,31 +97,31 @@ class Reader(Transactional):
 
         With `agents`, only those that need exactly these.
         """
-        tasks = self._models.tasks
-        query = tasks.select(
-            tasks.task_id, tasks.global_epoch, tasks.regional_epoch, tasks.region, tasks.owner,
-            tasks.agents, tasks.priority, tasks.attempts,
-        ).where(tasks.region == region, peewee.SQL(UNFINISHED))  # fmt: skip
-        if agents is not None:
-            query = query.where(tasks.agents == values.encode_labels(agents))
-        if after is None:
-            query = query.order_by(tasks.priority.desc(), tasks.task_id)
-        else:
-            query = query.where(tasks.task_id > after).order_by(tasks.task_id)
-        return [_brief(row) for row in self._select(query.limit(limit))]
+        sql = self._sql
+        if after is not None:
+            if agents is None:
+                rows = self._rows(sql.find_by_id, (region, after, limit))
+            else:
+                labels = values.encode_labels(agents)
+                rows = self._rows(sql.find_by_agents_and_id, (region, after, labels, limit))
+        elif agents is not None:
+            labels = values.encode_labels(agents)
+            rows = self._rows(sql.find_by_priority, (region, labels, limit))
+        else:  # a page of each group, merged: every task would pay for an index that has them all
+            rows = [
+                row
+                for group in self._rows(sql.groups, (region,))
+                for row in self._rows(sql.find_by_priority, (region, *group, limit))
+            ]
+            rows.sort(key=lambda row: (-row[6], row[0]))
+        return [_brief(row) for row in rows[:limit]]
 
     @reads
     def count_unfinished(self) -> list[m.TaskCount]:
         """Unfinished tasks by region ("": nobody's) and by the agents that they need, in order."""
-        tasks = self._models.tasks
-        query = (
-            tasks.select(tasks.region, tasks.agents, peewee.fn.COUNT(tasks.task_id))
-            .where(peewee.SQL(UNFINISHED))
-            .group_by(tasks.region, tasks.agents)
-        )
         counted = [
             m.TaskCount(region, values.decode_labels(agents), count)
-            for region, agents, count in self._select(query)
+            for region, agents, count in self._rows(self._sql.count_unfinished, ())
         ]
         return sorted(counted, key=lambda group: (group.region, group.agents))
 
@@ -137,21 +137,13 @@ class Reader(Transactional):
         """Tasks with ids below `before` (0: all), newest first, without their responses."""
         tasks = self._models.tasks
         query = tasks.select(peewee.SQL(INFO)).limit(limit)
-        newest_first: peewee.Node = tasks.task_id.desc()
         if user_id is not None:
             query = query.where(tasks.user_id == user_id)
-        if state in m.TERMINAL:
-            # The second condition says nothing new, but lets the index of those states be used.
-            query = query.where(tasks.state == state, peewee.SQL(ENDED))
-        elif state is not None:
-            # Sorting the few unfinished beats walking past the many that ended: an expression
-            # keeps SQLite from following the primary key instead.
-            query = query.where(tasks.state == state, peewee.SQL(UNFINISHED))
-            newest_first = peewee.SQL("-task_id")
+        if state is not None:
+            query = query.where(tasks.state == state)
         if before:
             query = query.where(tasks.task_id < before)
-        query = query.order_by(newest_first)
-        return [_info(row) for row in self._select(query)]
+        return [_info(row) for row in self._select(query.order_by(tasks.task_id.desc()))]
 
 
 def _info(row: Sequence[Any], response: str | None = None) -> m.TaskInfo:

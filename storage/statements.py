@@ -22,9 +22,9 @@ _ADVANCED = """EXISTS (SELECT 1 FROM Progress WHERE Progress.task_id = Tasks.tas
     AND Progress.regional_epoch = Tasks.regional_epoch)"""
 """Whether the owner that a claim replaces has saved anything. SET sees the row as it was before."""
 _HISTORY = """
-    attempts = CASE WHEN {advanced} THEN 0 ELSE attempts END
+    attempts = CASE WHEN attempts > 0 AND {advanced} THEN 0 ELSE attempts END
         + CASE WHEN ? = 1 AND owner <> '' THEN 1 ELSE 0 END,
-    lost = CASE WHEN {advanced} THEN '' ELSE lost END
+    lost = CASE WHEN attempts > 0 AND {advanced} THEN '' ELSE lost END
         || CASE WHEN ? = 1 AND owner <> ''
             THEN owner || ' at ' || global_epoch || '.' || regional_epoch || '; ' ELSE '' END
 """
@@ -37,9 +37,11 @@ class Statements:
     Args:
         parameter: how it writes a parameter: `?` or `%s`.
         lock: what ends a SELECT that locks its rows, like ` FOR UPDATE`.
+        returning: whether an INSERT must return the id that it gave. SQLite's driver knows it, and
+            a RETURNING there takes as long as the INSERT itself.
     """
 
-    def __init__(self, parameter: str = "?", lock: str = "") -> None:
+    def __init__(self, parameter: str = "?", lock: str = "", *, returning: bool = False) -> None:
         parts = {
             "{unfinished}": UNFINISHED,
             "{info}": INFO,
@@ -47,6 +49,8 @@ class Statements:
             "{advanced}": _ADVANCED,
             "{saved}": _SAVED,
             "{lock}": lock,
+            "{returning_doc_id}": "RETURNING doc_id" if returning else "",
+            "{returning_task_id}": "RETURNING task_id" if returning else "",
             "?": parameter,
         }
 
@@ -56,7 +60,7 @@ class Statements:
             return " ".join(text.split())
 
         self.insert_document = sql(
-            "INSERT INTO Documents (doc_type, doc_content) VALUES (?, ?) RETURNING doc_id"
+            "INSERT INTO Documents (doc_type, doc_content) VALUES (?, ?) {returning_doc_id}"
         )
         self.document = sql("SELECT doc_id, doc_type, doc_content FROM Documents WHERE doc_id = ?")
         self.task = sql("""
@@ -71,7 +75,7 @@ class Statements:
         self.insert_task = sql("""
             INSERT INTO Tasks (user_id, task_type, global_epoch, regional_epoch, region, claimant,
                 task_key, agents, priority, request_doc_id, created_at, updated_at, task_description)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING task_id
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {returning_task_id}
         """)
         self.fence = sql(
             "SELECT global_epoch, regional_epoch, state, owner FROM Tasks WHERE task_id = ?{lock}"
@@ -82,18 +86,26 @@ class Statements:
         """)
         self.description = sql("SELECT task_description FROM Tasks WHERE task_id = ?")
         self.claim_global = sql("""
-            UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = ?,
+            UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = '',
                 claimant = ?, updated_at = ?, {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
             RETURNING state, attempts, lost, {saved}, ''
         """)
         self.claim_regional = sql("""
-            UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = ?,
+            UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, owner = ?,
                 claimant = ?, updated_at = ?, state = 'running', {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
                 AND region = ? AND region <> ''
             RETURNING state, attempts, lost, {saved}, task_description
         """)
+        self.add_row = sql("""
+            INSERT INTO Progress (task_id, node_id, global_epoch, regional_epoch, result)
+            SELECT task_id, ?, global_epoch, regional_epoch, ? FROM Tasks
+            WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND state = 'running'
+                AND (owner = ? OR ? = ''){lock}
+            ON CONFLICT (task_id, node_id) DO NOTHING
+        """)
+        self.delete_row = sql("DELETE FROM Progress WHERE task_id = ? AND node_id = ?")
         self.save_row = sql("""
             INSERT INTO Progress (task_id, node_id, global_epoch, regional_epoch, result)
             VALUES (?, ?, ?, ?, ?)
@@ -110,6 +122,19 @@ class Statements:
             SELECT node_id, global_epoch, regional_epoch, result FROM Progress
             WHERE task_id = ? AND node_id > ? ORDER BY node_id
         """)
+        briefs = sql("""
+            SELECT task_id, global_epoch, regional_epoch, region, owner, agents, priority, attempts
+            FROM Tasks WHERE region = ? AND {unfinished}
+        """)
+        self.find_by_priority = sql(
+            briefs + " AND agents = ? ORDER BY priority DESC, task_id LIMIT ?"
+        )
+        self.find_by_id = sql(briefs + " AND task_id > ? ORDER BY task_id LIMIT ?")
+        self.find_by_agents_and_id = sql(
+            briefs + " AND task_id > ? AND agents = ? ORDER BY task_id LIMIT ?"
+        )
+        self.groups = sql("SELECT agents FROM Unfinished WHERE region = ?")
+        self.count_unfinished = "SELECT region, agents, tasks FROM Unfinished"
         self.end = sql("""
             UPDATE Tasks SET state = ?, error = ?, response_doc_id = ?, updated_at = ?
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}

@@ -33,10 +33,18 @@ class Transactional:
     )
     """What reading, writing and converting values may raise below this class."""
 
+    _execute: Callable[[str, tuple[Any, ...]], Any]
+    """Runs a statement on the open connection; returns the driver's cursor."""
+
     def __init__(self, connection: peewee.Database, name: str) -> None:
         self._connection = connection
         self._name = name
         self._broken: StorageError | None = None
+
+    def _connect(self) -> None:
+        """Open the connection; statements go straight to the driver, which has them prepared."""
+        self._connection.connect()
+        self._execute = self._connection.connection().execute  # type: ignore[no-untyped-call]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -88,13 +96,10 @@ class Transactional:
         """The reason of a failure, and the way out where one is known."""
         return str(error)
 
-    def _execute(self, sql: str, parameters: tuple[Any, ...]) -> Any:
-        """Run a statement; the driver's cursor."""
-        return self._connection.execute_sql(sql, parameters)  # type: ignore[no-untyped-call]
-
     def _rows(self, sql: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Run a statement to its end and return all its rows."""
-        return list(self._execute(sql, parameters))
+        rows: list[tuple[Any, ...]] = self._execute(sql, parameters).fetchall()
+        return rows
 
     def _row(self, sql: str, parameters: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Run a statement that yields at most one row."""
@@ -134,13 +139,17 @@ def writes(
     It must find every reason of ours to refuse before its first write, so that a refusal leaves
     nothing of it behind in a transaction that goes on.
     """
-    joined = reads(method)
 
     @functools.wraps(method)
     def write(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if self._connection.in_transaction():
-            return joined(self, *args, **kwargs)
-        with self.transaction():
+        if not self._connection.in_transaction():
+            with self.transaction():
+                return method(self, *args, **kwargs)
+        if self._broken is not None:
+            self._check_unbroken()
+        try:
             return method(self, *args, **kwargs)
+        except self.driver_errors as error:
+            raise self._failure(error) from error
 
     return write

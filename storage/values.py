@@ -20,6 +20,11 @@ from agentos.core.limits import MAX_INT
 _LABELS = msgspec.json.Decoder(tuple[str, ...])
 
 
+def _plain(text: str) -> bool:
+    """Whether `check_texts` has nothing to look for in it: nearly every text is so."""
+    return text.isascii() and "\0" not in text
+
+
 def check_texts(where: str, **texts: str | None) -> None:
     """Refuse, before anything is written, a text that not every database can store and give back.
 
@@ -33,19 +38,18 @@ def check_texts(where: str, **texts: str | None) -> None:
         LocalProtocolError: naming the first such text and the position of the character.
     """
     for name, text in texts.items():
-        if text is None:
+        if text is None or _plain(text):
             continue
         if "\0" in text:
             position = text.index("\0")
             raise LocalProtocolError(f"{where}: {name} has a NUL at position {position}; remove it")
-        if not text.isascii():
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise LocalProtocolError(
-                    f"{where}: {name} has a lone surrogate at position {error.start}; "
-                    "replace it, or escape it inside JSON"
-                ) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise LocalProtocolError(
+                f"{where}: {name} has a lone surrogate at position {error.start}; "
+                "replace it, or escape it inside JSON"
+            ) from None
 
 
 def check_integers(where: str, **integers: int) -> None:
@@ -71,32 +75,36 @@ def check_new_task(
 ) -> None:
     """Check what `create_task` is given, as `check_texts` and `check_integers` do."""
     check_integers("new task", user_id=user_id, priority=priority)
-    check_texts(
-        "new task",
-        task_type=task_type,
-        task_description=task_description,
-        key=key,
-        agents="".join(agents),
-        claimant=claimant,
-        region=region,
-    )
+    short = task_type + (key or "") + "".join(agents) + claimant + region
+    if not (_plain(short) and _plain(task_description)):
+        check_texts(
+            "new task",
+            task_type=task_type,
+            task_description=task_description,
+            key=key,
+            agents="".join(agents),
+            claimant=claimant,
+            region=region,
+        )
 
 
 def check_record(task_id: int, rows: Sequence[m.Row], end: m.End | None) -> None:
     """Check what `record` is given, as `check_texts` does."""
     for row in rows:
-        check_texts(f"task {task_id}", node_id=row.node_id, result=row.result)
+        if not (_plain(row.node_id) and _plain(row.result)):
+            check_texts(f"task {task_id}", node_id=row.node_id, result=row.result)
         if not row.node_id:
             raise LocalProtocolError(f"task {task_id}: a progress row needs a node_id")
-    if end is not None:
+    if end is not None and not (_plain(end.response) and _plain(end.error)):
         check_texts(f"task {task_id}", response=end.response, error=end.error)
 
 
 def check_claim(claim: m.Claim) -> Epoch:
     """Check what `claim` is given, as `check_texts` does; return the epoch that it asks for."""
-    check_texts(
-        f"task {claim.task_id}", claimant=claim.claimant, region=claim.region, owner=claim.owner
-    )
+    if not _plain(claim.claimant + claim.region + claim.owner):
+        check_texts(
+            f"task {claim.task_id}", claimant=claim.claimant, region=claim.region, owner=claim.owner
+        )
     expected = claim.expected
     following = expected.next_global() if claim.scope == "global" else expected.next_regional()
     return issuable(claim.task_id, following)
@@ -108,7 +116,7 @@ def issuable(task_id: int, epoch: Epoch) -> Epoch:
     Raises:
         LocalProtocolError: one of its components is beyond what every JSON reader can hold.
     """
-    if max(epoch.global_epoch, epoch.regional_epoch) > EPOCH_MAX:
+    if epoch.global_epoch > EPOCH_MAX or epoch.regional_epoch > EPOCH_MAX:
         raise LocalProtocolError(
             f"task {task_id} has used up its epochs at {epoch}; submit it again"
         )

@@ -101,7 +101,7 @@ class PeeweeDatabase(Reader):
         )
 
     def _insert(self, sql: str, parameters: tuple[Any, ...]) -> int:
-        """Run an INSERT … RETURNING of one row; the id that it was given."""
+        """Run an INSERT of one row; the id that it was given."""
         [(row_id,)] = self._rows(sql, parameters)
         return int(row_id)
 
@@ -197,6 +197,36 @@ class PeeweeDatabase(Reader):
             UnissuedEpoch: no claim has issued this epoch.
         """
         values.check_record(task_id, rows, end)
+        if not (rows and self._add(task_id, epoch, rows, writer)):
+            return self._judge(task_id, epoch, rows, end, writer)
+        if end is not None:
+            self._end(task_id, epoch, end)
+        return SaveOutcome("applied", epoch, "running" if end is None else end.state)
+
+    def _add(self, task_id: int, epoch: Epoch, rows: Sequence[m.Row], writer: str) -> bool:
+        """Add rows of a running task if this owner may, all of them new; or none, and false.
+
+        What nearly every record is, in one statement for each row: it finds the task's row, judges
+        it and adds, and its row count says whether it did.
+        """
+        digits = _digits(epoch)
+        for done, row in enumerate(rows):
+            parameters = (row.node_id, row.result, task_id, *digits, writer, writer)
+            if self._change(self._sql.add_row, parameters) != 1:
+                for added in rows[:done]:
+                    self._must_change(self._sql.delete_row, (task_id, added.node_id))
+                return False
+        return True
+
+    def _judge(
+        self,
+        task_id: int,
+        epoch: Epoch,
+        rows: Sequence[m.Row],
+        end: m.End | None,
+        writer: str,
+    ) -> SaveOutcome:
+        """Record what is not all new, step by step: what is there decides."""
         current, state = self._fence(task_id, epoch, writer)
         if epoch < current or state == "cancelled":
             return SaveOutcome("stale", current, state)
@@ -267,11 +297,16 @@ class PeeweeDatabase(Reader):
         epoch = values.check_claim(claim)
         regional = claim.scope == "regional"
         region, owner = (claim.claimant, claim.owner) if regional else (claim.region, "")
-        row = self._row(
-            self._sql.claim_regional if regional else self._sql.claim_global,
-            (*_digits(epoch), region, owner, claim.claimant, self._clock(),
-             int(claim.lost), int(claim.lost), claim.task_id, *_digits(claim.expected), *((region,) if regional else ())),
+        lost, expected = int(claim.lost), claim.expected
+        parameters: tuple[Any, ...] = (
+            epoch.global_epoch, epoch.regional_epoch, owner if regional else region,
+            claim.claimant, self._clock(), lost, lost,
+            claim.task_id, expected.global_epoch, expected.regional_epoch,
         )  # fmt: skip
+        if regional:
+            row = self._row(self._sql.claim_regional, (*parameters, region))
+        else:
+            row = self._row(self._sql.claim_global, parameters)
         if row is None:
             return self._not_claimed(claim, epoch, region, owner)
         state, attempts, lost, saved, description = row

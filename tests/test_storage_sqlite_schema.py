@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import UnissuedEpoch
 from agentos.storage.database import SQLiteDatabase
-from agentos.testing.storage_steps import claim_regional, create, run
+from agentos.testing.storage_steps import OWNER, REGION, claim_regional, create, run
 
 
 @pytest.fixture
@@ -34,6 +35,16 @@ def raw(database: SQLiteDatabase, path: Path) -> Iterator[sqlite3.Connection]:
     connection.execute("PRAGMA foreign_keys = ON")
     yield connection
     connection.close()
+
+
+def traced(database: SQLiteDatabase, work: Callable[[], object]) -> list[str]:
+    """The statements that some work consists of; one that fires a trigger is traced again for it."""
+    statements: list[str] = []
+    connection = database._connection.connection()
+    connection.set_trace_callback(statements.append)
+    work()
+    connection.set_trace_callback(None)
+    return [statement for statement, _ in itertools.groupby(statements)]
 
 
 # -- the specification's SQL -----------------------------------------------------------------------
@@ -108,40 +119,72 @@ def test_row_of_a_made_up_epoch_is_not_overwritten(
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        (lambda db: db.find_tasks("r"), "tasks_unfinished_by_priority"),
+        (lambda db: db.find_tasks("r"), "tasks_unfinished_by_agents"),
         (lambda db: db.find_tasks("r", agents=["a"]), "tasks_unfinished_by_agents"),
         (lambda db: db.find_tasks("r", after=5), "tasks_unfinished_by_id"),
-        (lambda db: db.count_unfinished(), "tasks_unfinished_by"),
-        (lambda db: db.list_tasks(state="failed"), "tasks_ended_by_state"),
-        (lambda db: db.list_tasks(state="running"), "tasks_unfinished_by"),
+        (lambda db: db.find_tasks("r", agents=["a"], after=5), "tasks_unfinished_by_id"),
+        (lambda db: db.count_unfinished(), "Unfinished"),
+        (lambda db: db.list_tasks(state="failed"), "tasks_by_state"),
+        (lambda db: db.list_tasks(state="running"), "tasks_by_state"),
         (lambda db: db.list_tasks(user_id=1), "tasks_by_user"),
         (lambda db: db.create_task(0, "graph", "{}", key="k"), "tasks_by_key"),
-        (lambda db: db.delete_document(1), "tasks_by_re"),
+        (lambda db: db.delete_document(9), "tasks_by_re"),
     ],
 )
 def test_no_query_reads_what_it_does_not_need(
     database: SQLiteDatabase, query: Callable[[SQLiteDatabase], object], index: str
 ) -> None:
-    """A million finished tasks cost the sweeper and the lists nothing: each query has its index."""
-    statements: list[str] = []
-    database._connection.connection().set_trace_callback(statements.append)
-    query(database)
-    database._connection.connection().set_trace_callback(None)
-    [select] = [s for s in statements if s.startswith("SELECT")]
-    plan = [row[3] for row in database._rows(f"EXPLAIN QUERY PLAN {select}", ())]
+    """A million tasks, finished or not, cost nobody anything: each query has its index."""
+    create(database, region="r", agents=["a"])
+    plan = [
+        row[3]
+        for statement in traced(database, lambda: query(database))
+        if statement.startswith("SELECT")
+        for row in database._rows(f"EXPLAIN QUERY PLAN {statement}", ())
+    ]
     assert any(index in step for step in plan), plan
-    assert not any(step.startswith("SCAN Tasks") and "INDEX" not in step for step in plan), plan
+    assert not any("SCAN" in step and "Unfinished" not in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step for step in plan), plan
 
 
 def test_few_statements(database: SQLiteDatabase) -> None:
-    """A fenced write is three statements, a claim one, inside a transaction that others share."""
-    task_id = create(database, region="region/a", claimant="gateway")
-    statements: list[str] = []
-    with database.transaction():
-        database._connection.connection().set_trace_callback(statements.append)
+    """A claim is one statement, a fenced write one for each row, and its end two more."""
+
+    def life() -> None:
+        task_id = create(database, region=REGION, claimant="gateway")
         claim_regional(database, task_id, Epoch(1, 0))
-        database.save_progress(task_id, "a", 1, 1, "1")
-        database._connection.connection().set_trace_callback(None)
-    assert [s.split()[0] for s in statements if not s.startswith("--")] == [
-        "UPDATE", "SELECT", "SELECT", "INSERT",
+        rows = [m.Row("a", "1"), m.Row("b", "1")]
+        database.record(task_id, Epoch(1, 1), rows, m.End("succeeded", "1"), writer=OWNER)
+
+    with database.transaction():
+        statements = traced(database, life)
+    assert [s.split("(")[0].split(" SET")[0].strip() for s in statements] == [
+        "INSERT INTO Documents", "INSERT INTO Tasks",
+        "UPDATE Tasks",
+        "INSERT INTO Progress", "INSERT INTO Progress",
+        "INSERT INTO Documents", "UPDATE Tasks",
     ]  # fmt: skip
+
+
+# -- counts ----------------------------------------------------------------------------------------
+
+
+def test_counts_follow_the_sql_of_others(database: SQLiteDatabase, raw: sqlite3.Connection) -> None:
+    """Tasks that others insert, change or delete by SQL of their own are counted as well."""
+
+    def counted() -> list[tuple[str, tuple[str, ...], int]]:
+        return [(c.region, c.agents, c.count) for c in database.count_unfinished()]
+
+    insert = "INSERT INTO Tasks (user_id, task_type, task_description) VALUES (1, 'graph', '{}')"
+    for _ in range(3):
+        raw.execute(insert)
+    assert counted() == [("", (), 3)]
+    raw.execute("UPDATE Tasks SET region = 'r', agents = '[\"a\"]' WHERE task_id > 1")
+    assert counted() == [("", (), 1), ("r", ("a",), 2)]
+    raw.execute("UPDATE Tasks SET state = 'failed', region = '' WHERE task_id < 3")
+    assert counted() == [("r", ("a",), 1)]
+    raw.execute("UPDATE Tasks SET state = 'running' WHERE task_id = 2")
+    assert counted() == [("", ("a",), 1), ("r", ("a",), 1)]
+    raw.execute("DELETE FROM Tasks")
+    assert counted() == []
+    assert raw.execute("SELECT count(*) FROM Unfinished").fetchone() == (0,)

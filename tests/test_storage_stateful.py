@@ -30,13 +30,16 @@ from agentos.core.errors import AgentOSError
 from agentos.storage import Database
 from agentos.storage.database import SQLiteDatabase
 from agentos.storage.memory import MemoryDatabase
+from agentos.testing.storage_steps import claim_regional
 
 GATEWAYS = st.sampled_from(["gateway", "gateway/2"])
 REGIONS = st.sampled_from(["region/a", "region/a", "region/a", "region/b", ""])
 OWNERS = st.sampled_from(["proxy/a/1", "proxy/b/1"])
+WRITERS = st.sampled_from(["", "proxy/a/1", "proxy/a/1", "proxy/b/1"])
 TEXTS = st.sampled_from(["{}", "{}", "{}", "[1]", "ä漢", "x" * 100, "a\0"])
 AGENTS = st.sampled_from([(), ("a",), ("a", "b")])
-ROWS = st.lists(st.builds(m.Row, st.sampled_from(["a", "b", "c", "c/0/s0"]), TEXTS), max_size=3)
+NODES = st.sampled_from(["a", "b", "c", "c/0/s0"])
+ROWS = st.lists(st.builds(m.Row, NODES, TEXTS), max_size=3)
 ENDS = st.none() | st.builds(m.End, st.sampled_from(["succeeded", "failed"]), TEXTS)
 
 
@@ -97,6 +100,7 @@ class TwoDatabases(RuleBasedStateMachine):
     @initialize(agents=AGENTS)
     def first_task(self, agents: tuple[str, ...]) -> None:
         self.both(lambda db: db.create_task(0, "graph", "{}", agents=agents, region="region/a"))
+        self.both(lambda db: claim_regional(db, 1, Epoch(1, 0)))
 
     @rule(
         user_id=st.integers(0, 1),
@@ -129,20 +133,34 @@ class TwoDatabases(RuleBasedStateMachine):
             assert self.issued.setdefault((task_id, claimed.epoch), holder) == holder
             assert self.both(lambda db: db.claim(claim)) == claimed
 
-    @rule(data=st.data(), rows=ROWS, end=ENDS)
-    def record(self, data: st.DataObject, rows: list[m.Row], end: m.End | None) -> None:
+    @rule(data=st.data(), rows=ROWS, end=ENDS, writer=WRITERS)
+    def record(
+        self, data: st.DataObject, rows: list[m.Row], end: m.End | None, writer: str
+    ) -> None:
         task_id, epoch = self.pick(data)
         before = self.real.get_progress_list(task_id)
         task = self.seen.get(task_id)
-        done = self.both(lambda db: db.record(task_id, epoch, rows, end))
+        done = self.both(lambda db: db.record(task_id, epoch, rows, end, writer=writer))
         outcome = getattr(done, "outcome", "error")
         if outcome == "applied":
             assert task is not None
             assert task.epoch == epoch
             assert task.state not in m.TERMINAL
-            assert self.both(lambda db: db.record(task_id, epoch, rows, end)).outcome == "duplicate"
+            again = self.both(lambda db: db.record(task_id, epoch, rows, end, writer=writer))
+            assert again.outcome == "duplicate"
         else:
             assert self.real.get_progress_list(task_id) == before
+
+    @precondition(lambda self: self.running())
+    @rule(data=st.data(), rows=st.lists(NODES, min_size=1, max_size=4))
+    def owner_records(self, data: st.DataObject, rows: list[str]) -> None:
+        task = data.draw(st.sampled_from(self.running()), "task")
+        new = [m.Row(node, f"{i}") for i, node in enumerate(rows)]
+        done = self.both(lambda db: db.record(task.task_id, task.epoch, new, writer=task.owner))
+        assert done.outcome != "stale"
+
+    def running(self) -> list[m.TaskInfo]:
+        return [task for task in self.seen.values() if task.state == "running"]
 
     @rule(data=st.data(), text=TEXTS, deletes=st.booleans())
     def change_progress(self, data: st.DataObject, text: str, deletes: bool) -> None:
@@ -229,6 +247,7 @@ class TwoDatabases(RuleBasedStateMachine):
     @invariant()
     def nothing_differs(self) -> None:
         tasks = self.both(lambda db: db.list_tasks())
+        self.both(lambda db: db.count_unfinished())
         for task in tasks:
             self.both(lambda db, i=task.task_id: db.get_task(i))
             self.both(lambda db, i=task.task_id: db.get_task_description(i))

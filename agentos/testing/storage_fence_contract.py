@@ -8,7 +8,7 @@ import pytest
 
 from agentos.core import messages as m
 from agentos.core.epoch import EPOCH_MAX, Epoch
-from agentos.core.errors import AgentOSError, UnissuedEpoch
+from agentos.core.errors import AgentOSError, NotTheOwner, UnissuedEpoch
 from agentos.core.ports import Database, SaveOutcome
 from agentos.testing.storage_steps import (
     OTHER_REGION,
@@ -90,14 +90,31 @@ class FenceContract(Fixture):
         task = info(database, task_id)
         assert (task.state, task.error, task.response) == ("failed", "b: broke", '"r"')
 
-    def test_partly_known_record_is_applied(self, database: Database) -> None:
+    @pytest.mark.parametrize("nodes", ["ab", "ba", "bcabc"])
+    def test_partly_known_record_is_applied(self, database: Database, nodes: str) -> None:
         """A record of which a part was saved before adds the rest and keeps what stood."""
         task_id, epoch = run(database)
         database.save_progress(task_id, "a", 1, 1, "1")
-        both = [m.Row("a", "2"), m.Row("b", "2")]
-        assert database.record(task_id, epoch, both).outcome == "applied"
-        assert database.record(task_id, epoch, both).outcome == "duplicate"
-        assert [row.result for row in database.get_progress_list(task_id)] == ["1", "2"]
+        rows = [m.Row(node, str(i + 2)) for i, node in enumerate(nodes)]
+        expected = {"a": "1"}
+        for row in rows:
+            expected.setdefault(row.node_id, row.result)
+        assert database.record(task_id, epoch, rows).outcome == "applied"
+        assert database.record(task_id, epoch, rows).outcome == "duplicate"
+        saved = database.get_progress_list(task_id)
+        assert {row.node_id: row.result for row in saved} == expected
+
+    def test_foreign_writer(self, database: Database) -> None:
+        """Who knows the epoch of a task without being its owner writes nothing."""
+        task_id, epoch = run(database)
+        rows = [m.Row("a", "1")]
+        with pytest.raises(NotTheOwner, match=OWNER):
+            database.record(task_id, epoch, rows, writer="proxy/a/2")
+        assert database.get_progress_list(task_id) == []
+        assert database.record(task_id, epoch, rows, writer=OWNER).outcome == "applied"
+        claim_regional(database, task_id, epoch, owner="proxy/a/2")
+        assert database.record(task_id, epoch, [m.Row("b", "1")], writer=OWNER).outcome == "stale"
+        assert [row.node_id for row in database.get_progress_list(task_id)] == ["a"]
 
     def test_many_rows_in_one_record(self, database: Database) -> None:
         """A record may carry as many rows as a graph may have nodes."""

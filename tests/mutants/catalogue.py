@@ -49,6 +49,14 @@ MUTANTS = (
         FENCE,
     ),
     Mutant(
+        "> to >= in the fence",
+        "a row may be written again under the same epoch (SQLite, in one statement)",
+        "storage/statements.py",
+        "            ON CONFLICT (task_id, node_id) DO NOTHING\n",
+        "            ON CONFLICT (task_id, node_id) DO UPDATE SET result = excluded.result\n",
+        FENCE,
+    ),
+    Mutant(
         "no check against the task row",
         "a deposed owner may write (model)",
         "storage/memory.py",
@@ -62,6 +70,38 @@ MUTANTS = (
         "storage/writing.py",
         '        if epoch < current or state == "cancelled":\n            return SaveOutcome("stale", current, state)\n        saved',
         '        if state == "cancelled":\n            return SaveOutcome("stale", current, state)\n        saved',
+        FENCE,
+    ),
+    Mutant(
+        "no check against the task row",
+        "a deposed owner may write (SQLite, in one statement)",
+        "storage/statements.py",
+        "WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND state = 'running'\n",
+        "WHERE task_id = ? AND ? + ? > 0 AND state = 'running'\n",
+        FENCE,
+    ),
+    Mutant(
+        "no check against the task row",
+        "who knows the epoch may write without being the owner (SQLite, in one statement)",
+        "storage/statements.py",
+        "(owner = ? OR ? = '')",
+        "(owner = ? OR ? <> 'nobody')",
+        FENCE,
+    ),
+    Mutant(
+        "no check against the task row",
+        "a record that is not all new is written in part (SQLite)",
+        "storage/writing.py",
+        "                for added in rows[:done]:\n",
+        "                for added in rows[:0]:\n",
+        FENCE,
+    ),
+    Mutant(
+        "terminal not absorbing",
+        "an ended task may be written (SQLite, in one statement)",
+        "storage/statements.py",
+        "AND regional_epoch = ? AND state = 'running'\n",
+        "AND regional_epoch = ?\n",
         FENCE,
     ),
     Mutant(
@@ -111,6 +151,13 @@ MUTANTS = (
         "        return self._recorded(q, done.outcome, done.epoch, done.state)",
         "        outcome = 'stale' if done.outcome == 'duplicate' else done.outcome\n        return self._recorded(q, outcome, done.epoch, done.state)",
         "tests/test_store_machine.py",
+    ),
+    Mutant(
+        "a result is saved with its answers",
+        "a node's result does not take along the answers that are not confirmed yet",
+        "agentos/core/taskrun.py",
+        "        together = [*ours, *rows, result]\n",
+        "        together = [*rows, result]\n",
     ),
     # -- persist, then send ----------------------------------------------------------------------
     Mutant(
