@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pykka
 import structlog
 
-from agentos.agents.function import FunctionAgent
-from agentos.blocking import Client
-from agentos.client import AsyncClient
 from agentos.core import messages as m
 from agentos.core.errors import ConfigError, LocalProtocolError, Overloaded
 from agentos.core.limits import Limits
@@ -36,11 +32,15 @@ from agentos.runtime.actors import (
     RegionActor,
     StoreActor,
 )
-from agentos.runtime.agents import AgentRunner
 from agentos.runtime.peers import may_greet
 from agentos.runtime.switch import Switch
 from agentos.runtime.uplink import Uplink
 from agentos.runtime.wire import JsonCodec
+
+if TYPE_CHECKING:
+    from agentos.blocking import Client
+    from agentos.client import AsyncClient
+    from agentos.runtime.agents import AgentRunner
 
 log = structlog.get_logger()
 
@@ -237,6 +237,9 @@ class Host:
         return deliver
 
     def _agent_runner(self) -> AgentRunner:
+        # Imported when wanted: a role starts faster without what it does not run.
+        from agentos.runtime.agents import AgentRunner
+
         if self._runner is None:
             self._runner = AgentRunner(
                 list(self.agents.values()), self._deliver, limits=self.limits
@@ -299,6 +302,8 @@ class Cluster:
         with contextlib.ExitStack() as stack:
             data = self._data
             if data is None:
+                import tempfile
+
                 data = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-"))
             Path(data).mkdir(parents=True, exist_ok=True)
             self.host = stack.enter_context(Host(self._limits, self._agents))
@@ -315,10 +320,14 @@ class Cluster:
 
     def client(self, **options: Any) -> Client:
         """A blocking client of this cluster; options are `Client`'s."""
+        from agentos.blocking import Client
+
         return Client(self.url, limits=self._limits, transports=self._transports(), **options)
 
     def async_client(self, **options: Any) -> AsyncClient:
         """An asyncio client of this cluster; options are `AsyncClient`'s."""
+        from agentos.client import AsyncClient
+
         return AsyncClient(self.url, limits=self._limits, transports=self._transports(), **options)
 
     def _transports(self) -> Transports:
@@ -371,4 +380,6 @@ def _as_agent(agent: Agent | Callable[..., Any]) -> Agent:
         return agent
     if not callable(agent):
         raise ConfigError(f"{agent!r} is neither an agent nor a function")
+    from agentos.agents.function import FunctionAgent
+
     return FunctionAgent(agent)

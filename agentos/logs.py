@@ -7,13 +7,28 @@ prompts and results.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Any, Literal, TextIO, get_args
-
-import structlog
 
 from agentos.core.errors import ConfigError
 
 Level = Literal["debug", "info", "warning", "error"]
+
+
+def import_without_rich() -> None:
+    """Import structlog as where rich is not installed, if neither has been imported yet.
+
+    For processes of our own. structlog imports rich for tracebacks that we do not use, which takes
+    longer than all else that a role imports; whoever draws tables imports it later.
+    """
+    if sys.modules.keys() & {"structlog", "rich"}:
+        return
+    modules: dict[str, Any] = sys.modules
+    modules["rich"] = None
+    try:
+        import_module("structlog")
+    finally:
+        del modules["rich"]
 
 
 def quiet_unless_configured() -> None:
@@ -22,6 +37,8 @@ def quiet_unless_configured() -> None:
     Called where a library user enters (a host, a client): structlog's own default would print
     every line to standard output.
     """
+    import structlog
+
     if not structlog.is_configured():
         configure("warning")
 
@@ -59,6 +76,8 @@ def configure(level: str, stream: TextIO | None = None, *, as_json: bool = False
     """
     if level not in get_args(Level):
         raise ConfigError(f"{level!r} is no log level: use {', '.join(get_args(Level))}")
+    import structlog
+
     stream = stream or sys.stderr
     terminal = stream.isatty()
     renderers: list[Any] = (

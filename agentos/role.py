@@ -15,14 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import IO, NoReturn
+from importlib import import_module
+from typing import IO, TYPE_CHECKING, NoReturn
 
 import msgspec
-import structlog
 
 from agentos import logs
-from agentos.agents.local_model import LocalModelServer
-from agentos.cluster import Host
 from agentos.config import AgentConfig, make_agents, needs_local_model
 from agentos.core.errors import (
     AddressTaken,
@@ -32,7 +30,9 @@ from agentos.core.errors import (
     StorageError,
 )
 from agentos.core.limits import Limits
-from agentos.datadir import DataFolder
+
+if TYPE_CHECKING:
+    from agentos.cluster import Host
 
 REFUSED_FACTOR = 2.0
 """How much longer a role asks for a name that another has than the dead are remembered."""
@@ -45,8 +45,6 @@ WRONG = 2
 ORPHAN_S = 10.0
 """How long the orderly stop of a role may take whose supervisor is gone."""
 STOPPED, FAILED = "stopped", "failed"
-
-log = structlog.get_logger()
 
 
 class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +99,12 @@ def run(
         ConfigError: the agents or the data folder cannot be used.
         AgentOSError: the role failed too often to go on.
     """
+    # Imported when wanted: `agentos up` describes roles, and runs none.
+    import structlog
+
+    from agentos.cluster import Host
+    from agentos.datadir import DataFolder
+
     # The thread of the sockets gives the interpreter's lock away at every message; a busy actor
     # gives it back only after this interval (5 ms by default), which would be its message rate.
     sys.setswitchinterval(SWITCH_S)
@@ -119,12 +123,14 @@ def run(
             report(Ready(role=spec.role, pid=os.getpid(), url=url))
         if stop.get() == FAILED:
             raise AgentOSError(f"{spec.role} failed too often to go on; its log says why")
-        log.info("role_stops", role=spec.role)
+        structlog.get_logger().info("role_stops", role=spec.role)
 
 
 def _local_url(spec: RoleSpec, stack: contextlib.ExitStack) -> str:
     if spec.local_url or not needs_local_model(spec.agents.values()):
         return spec.local_url
+    from agentos.agents.local_model import LocalModelServer
+
     return stack.enter_context(LocalModelServer()).url
 
 
@@ -150,6 +156,8 @@ def _joined(host: Host, spec: RoleSpec, stop: queue.SimpleQueue[str]) -> bool:
     Raises:
         AddressTaken: another living process has the name.
     """
+    import structlog
+
     if not spec.parents:
         return True
     begun = time.monotonic()
@@ -164,6 +172,7 @@ def _joined(host: Host, spec: RoleSpec, stop: queue.SimpleQueue[str]) -> bool:
             raise AddressTaken(f"{spec.role}: refused by the parent: {uplink.refusal}")
         if waited_s > SILENT_S and not silent and not uplink.refusal:
             silent = True
+            log = structlog.get_logger()
             log.warning("no_parent_answers", role=spec.role, urls=spec.parents)
     return True
 
@@ -176,6 +185,7 @@ def main() -> NoReturn:
     # What agents print belongs in the log: standard output is for the supervisor.
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    prepare(sys.argv[1].partition("/")[0])
     line = _line(0)
     if not line:
         sys.exit(0)
@@ -190,6 +200,14 @@ def main() -> NoReturn:
         wrong = (AddressTaken, ConfigError, LocalProtocolError, StorageError)
         sys.exit(WRONG if isinstance(error, wrong) else 1)
     sys.exit(0)
+
+
+def prepare(kind: str) -> None:
+    """What such a role will need, while its parents start."""
+    logs.import_without_rich()
+    import_module("agentos.cluster")
+    if kind == "proxy":
+        import_module("agentos.runtime.agents")
 
 
 def _line(fd: int) -> bytes:

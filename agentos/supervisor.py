@@ -1,7 +1,7 @@
 """What `agentos up` does: a process for each role, watched, started again, stopped in order.
 
-All processes start at once, and each is told its parents as soon as they are known, so that
-starting a cluster takes as long as starting one role. A role that dies is started again after a
+As many processes start at once as there are cores, whoever is above first, so that the gateway
+accepts tasks while the rest still starts. A role that dies is started again after a
 back-off, within a budget: the policy of an OTP supervisor (`one_for_one`, with a restart
 intensity), which needs no more, because the roles find each other again by themselves. A role
 that was asked to stop (`agentos restart` does) and did is started again at once.
@@ -65,6 +65,8 @@ class Supervisor:
         self._dialled = dialled
         self._on_ready = on_ready
         self._model = LocalModelServer()
+        self._starts = asyncio.Semaphore(os.cpu_count() or 1)
+        """An interpreter's start is all computing: more of them at once make each one late."""
         cluster = config.cluster
         self._store = [self._child("store", ANY_PORT)] if cluster.store_apart else []
         self._gateways = [
@@ -169,29 +171,34 @@ class Supervisor:
 
     async def _keep(self, child: Child, model: asyncio.Task[None]) -> None:
         """Run a role, and run it again when it ends, for as long as the budget lasts."""
+        if needs_local_model(child.spec.agents.values()):
+            await asyncio.shield(model)
+        async with self._starts:  # granted in the order of asking: those above have theirs already
+            await self._start(child)
         while True:
-            again = child.ready.is_set()
-            # Who has the database open holds the folder for as long as it lives.
-            await child.spawn((self._folder.lock,) if child.spec.database else ())
-            if needs_local_model(child.spec.agents.values()):
-                await asyncio.shield(model)
-            if await child.begin(self._model.url) and again:
+            status = await child.end()
+            if child.left(status):
+                log.warning("role_left", role=child.name, pid=child.pid)
+            else:
+                if child.ready.is_set():  # else `up` itself ends, with the reason
+                    how = ended(status)
+                    log.error(
+                        "role_died", role=child.name, pid=child.pid, status=how, reason=child.error
+                    )
+                child.count_death(status)
+                await child.back_off()
+            if await self._start(child):
                 log.warning("role_restarted", role=child.name, pid=child.pid, url=child.url)
                 try:
                     self._write_record()
                 except ConfigError as error:  # a full disk must not end what still runs
                     log.warning("record_not_written", role=child.name, error=str(error))
-            status = await child.end()
-            if child.left(status):
-                log.warning("role_left", role=child.name, pid=child.pid)
-                continue
-            if child.ready.is_set():  # else `up` itself ends, with the reason
-                how = ended(status)
-                log.error(
-                    "role_died", role=child.name, pid=child.pid, status=how, reason=child.error
-                )
-            child.count_death(status)
-            await child.back_off()
+
+    async def _start(self, child: Child) -> bool:
+        """Start a process for a role; returns whether it got ready."""
+        # Who has the database open holds the folder for as long as it lives.
+        await child.spawn((self._folder.lock,) if child.spec.database else ())
+        return await child.begin(self._model.url)
 
     # -- the end ---------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,8 @@ def read_toml(file: Path) -> tuple[dict[str, Any], Callable[[str], str]]:
     Raises:
         ConfigError: it cannot be read, or is not TOML; the message names the line.
     """
+    import tomllib  # only where there is a file to read
+
     try:
         text = file.read_text(encoding="utf-8")
         document = tomllib.loads(text)

@@ -138,3 +138,50 @@ def test_the_public_names_are_these() -> None:
         "connect",
     }
     assert all(hasattr(agentos, name) for name in agentos.__all__)
+
+
+HEAVY = frozenset(
+    {"asyncio", "jsonschema", "matplotlib", "openai", "peewee", "psutil", "pykka", "rich"}
+    | {"sqlite3", "structlog", "typer", "zmq"}
+)
+"""What takes long to import, or much memory."""
+
+
+def heavy(code: str) -> set[str]:
+    """Which of the heavy modules are there after `code` in a new interpreter."""
+    show = f"import sys\n{code}\nprint(*sorted({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", show], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    """`import agentos` is paid for when something of it is used."""
+    assert heavy("import agentos, agentos.core.errors") == set()
+    assert heavy("from agentos import GraphError, Epoch, Limits, OpenAIAgent") == {"asyncio"}
+    assert not heavy("from agentos import Client") & {"openai", "peewee", "jsonschema", "zmq"}
+
+
+@pytest.mark.parametrize("role", ["gateway", "region", "proxy"])
+def test_a_role_imports_only_what_it_runs(role: str) -> None:
+    """A process of `agentos up` has neither the command line nor clients of models in it."""
+    found = heavy(f"from agentos import role\nrole.prepare({role!r})")
+    # structlog brings asyncio along
+    assert found <= {"asyncio", "pykka", "structlog", "zmq"}
+
+
+def test_up_imports_no_role() -> None:
+    """`agentos up` itself computes little before the first role starts."""
+    found = heavy("from agentos.cli import roles\nfrom agentos import supervisor")
+    assert not found & {"openai", "peewee", "pykka", "zmq", "jsonschema", "matplotlib"}
+
+
+def test_the_names_have_homes() -> None:
+    """Every public name is what its own module defines, is listed, and no other name is made up."""
+    for name in agentos.__all__:
+        home = vars(agentos)["_HOMES"][name]
+        assert getattr(sys.modules[home], name) is getattr(agentos, name)
+    assert set(agentos.__all__) <= set(dir(agentos))
+    assert not hasattr(agentos, "no_such_name")

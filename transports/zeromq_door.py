@@ -67,6 +67,7 @@ class Door:
         self._events = events
         scheme, _, place = url.partition("://")
         self._name: int | str = int(place.rpartition(":")[2]) if scheme == "tcp" else place
+        self._family = _family(url)
         self._bound = limits.max_frame_bytes + SLACK_BYTES
         self._sum = limits.peer_bytes
         """Of what all have sent that is not a whole message yet."""
@@ -148,9 +149,9 @@ class Door:
         Not SHUT_RDWR, after which libzmq takes another path, with assertions, when it has stopped
         reading. What a peer goes on sending would be read before the end: its window is closed.
         """
-        with contextlib.suppress(OSError), _borrowed(fd) as connection:
+        with contextlib.suppress(OSError), _borrowed(fd, self._family) as connection:
             if self._is_ours(connection):
-                if _WINDOW_CLAMP is not None and connection.family != bsd.AF_UNIX:
+                if _WINDOW_CLAMP is not None and self._family != bsd.AF_UNIX:
                     connection.setsockopt(bsd.IPPROTO_TCP, _WINDOW_CLAMP, 1)
                 connection.shutdown(bsd.SHUT_RD)
         self._visitors.pop(fd, None)
@@ -158,10 +159,10 @@ class Door:
     def _received(self, fd: int) -> int | None:
         """Bytes that have come over a connection; None when it is not there any more."""
         try:
-            with _borrowed(fd) as connection:
+            with _borrowed(fd, self._family) as connection:
                 if not self._is_ours(connection):
                     return None
-                if connection.family == bsd.AF_UNIX or _TCP_INFO is None:
+                if self._family == bsd.AF_UNIX or _TCP_INFO is None:
                     return 0
                 info = connection.getsockopt(bsd.IPPROTO_TCP, _TCP_INFO, _RECEIVED_AT + 8)
         except OSError:
@@ -177,10 +178,16 @@ class Door:
         return self._name == (here if isinstance(here, str) else here[1])
 
 
+def _family(url: str) -> bsd.AddressFamily:
+    if not url.startswith("tcp://"):
+        return bsd.AF_UNIX
+    return bsd.AF_INET6 if "[" in url else bsd.AF_INET
+
+
 @contextlib.contextmanager
-def _borrowed(fd: int) -> Iterator[bsd.socket]:
-    """A socket object on libzmq's descriptor, which stays libzmq's."""
-    connection = bsd.socket(fileno=fd)
+def _borrowed(fd: int, family: bsd.AddressFamily) -> Iterator[bsd.socket]:
+    """A socket object on libzmq's descriptor, which stays libzmq's. Told all, it asks nothing."""
+    connection = bsd.socket(family, bsd.SOCK_STREAM, 0, fileno=fd)
     try:
         yield connection
     finally:

@@ -12,19 +12,45 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from importlib.metadata import version as installed_version
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from agentos.cli import demo, load, output, roles, simulate, tasks
+from agentos import logs
+from agentos.cli import output
 from agentos.cli.options import Interrupted, Json
 from agentos.core import errors
 
 DISTRIBUTION = "agentos-cluster"
 FAILED, WRONG, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 _DEBUG = "--debug"
+
+_COMMANDS: Mapping[str, Mapping[str, str]] = {
+    "Run a cluster": {
+        "up": "roles:up",
+        "demo": "demo:demo",
+        "gateway": "roles:gateway",
+        "store": "roles:store",
+        "region": "roles:region",
+        "proxy": "roles:proxy",
+        "restart": "roles:restart",
+        "cleanup": "roles:cleanup",
+    },
+    "Use a cluster": {
+        "submit": "tasks:submit",
+        "status": "tasks:status",
+        "result": "tasks:result",
+        "watch": "tasks:watch",
+        "cancel": "tasks:cancel",
+        "list": "tasks:list_",
+        "check": "tasks:check",
+        "load": "load:load",
+    },
+    "This program": {"simulate": "simulate:simulate_", "version": "version"},
+}
+"""By panel of `agentos --help`: where each command is, in a module of this package or in this one."""
 
 _EXIT_CODES: tuple[tuple[tuple[type[errors.AgentOSError], ...], int], ...] = (
     ((errors.ClusterUnreachable, errors.ResultTimeout, errors.Overloaded), UNREACHABLE),
@@ -53,11 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code.
     """
+    logs.import_without_rich()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _DEBUG in arguments
     arguments = [argument for argument in arguments if argument != _DEBUG]
     try:
-        command = typer.main.get_command(_app())
+        command = typer.main.get_command(_app(arguments))
         code = command.main(arguments, prog_name="agentos", standalone_mode=False)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # Typer makes the one of the other
@@ -78,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _app() -> typer.Typer:
+def _app(arguments: Sequence[str]) -> typer.Typer:
     app = typer.Typer(
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -90,36 +117,21 @@ def _app() -> typer.Typer:
         ),
     )
     app.callback()(_about)
-    for panel, commands in _panels().items():
-        for name, command in commands.items():
-            app.command(name, rich_help_panel=panel)(command)
+    # Only what was asked for is imported: the other commands take longer to load than to run.
+    wanted = arguments[0] if arguments else ""
+    known = any(wanted in commands for commands in _COMMANDS.values())
+    for panel, commands in _COMMANDS.items():
+        for name, place in commands.items():
+            if name == wanted or not known:
+                app.command(name, rich_help_panel=panel)(_command(place))
     return app
 
 
-def _panels() -> dict[str, dict[str, Callable[..., object]]]:
-    return {
-        "Run a cluster": {
-            "up": roles.up,
-            "demo": demo.demo,
-            "gateway": roles.gateway,
-            "store": roles.store,
-            "region": roles.region,
-            "proxy": roles.proxy,
-            "restart": roles.restart,
-            "cleanup": roles.cleanup,
-        },
-        "Use a cluster": {
-            "submit": tasks.submit,
-            "status": tasks.status,
-            "result": tasks.result,
-            "watch": tasks.watch,
-            "cancel": tasks.cancel,
-            "list": tasks.list_,
-            "check": tasks.check,
-            "load": load.load,
-        },
-        "This program": {"simulate": simulate.simulate_, "version": version},
-    }
+def _command(place: str) -> Callable[..., Any]:
+    module, _, function = place.rpartition(":")
+    home = import_module(f"{__name__}.{module}") if module else sys.modules[__name__]
+    command: Callable[..., Any] = getattr(home, function)
+    return command
 
 
 def _print_version(wanted: bool) -> None:
@@ -142,6 +154,8 @@ def _about(
 
 def version(as_json: Json = False) -> None:
     """Print the version."""
+    from importlib.metadata import version as installed_version
+
     found = installed_version(DISTRIBUTION)
     if as_json:
         output.document({"name": DISTRIBUTION, "version": found})

@@ -6,16 +6,18 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from agentos import logs
-from agentos.blocking import Client
 from agentos.config import Config, load
 from agentos.core.limits import MAX_INT
 from agentos.datadir import living_cluster
 from agentos.topology import ClusterConfig
+
+if TYPE_CHECKING:
+    from agentos.blocking import Client
 
 Url = Annotated[
     str | None,
@@ -92,6 +94,8 @@ def connect(url: str | None, log_level: str = "error", timeout_s: float = 10.0) 
     Raises:
         ClusterUnreachable: no gateway answers.
     """
+    from agentos.blocking import Client
+
     logs.configure(log_level)
     return Client(gateways(url), timeout_s=timeout_s)
 

@@ -18,8 +18,6 @@ from agentos.datadir import ClusterRecord
 from agentos.datadir import cleanup as end_leftovers
 from agentos.datadir import restart as rolling_restart
 from agentos.role import Ready, RoleSpec
-from agentos.role import run as run_role
-from agentos.supervisor import Supervisor
 
 DataOption = Annotated[
     str | None,
@@ -92,6 +90,8 @@ def up(
     is started again. Both Ctrl-C and SIGTERM stop everything in order (exit code 0); a second one
     does not wait.
     """
+    from agentos.supervisor import Supervisor
+
     logs.configure(log_level, as_json=as_json)
     found = configuration(config).with_grace(grace)
     found = found.with_cluster(
@@ -275,6 +275,8 @@ def restart(
 
 
 def _run(spec: RoleSpec, *, as_json: bool) -> None:
+    from agentos.role import run as run_role
+
     logs.configure(spec.log_level, as_json=as_json)
     # `agentos` is a script in a folder of its own; agents are looked for where one works.
     sys.path.insert(0, str(Path.cwd()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -17,6 +18,11 @@ from agentos.core.ports import Connection, Receiver
 from agentos.registry import Transports
 from agentos.runtime.wire import open_sealed
 
+ALONG = 0.75
+"""From which part of `limits.link_ping_s` on a probe goes along with what is sent anyway."""
+SELDOM = 2.0
+"""After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway."""
+MOMENT_S = 0.001
 HELLO_FIRST = "hello_first"
 """The code of a refusal: the parent does not know this connection."""
 
@@ -62,6 +68,7 @@ class Uplink:
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._heard_at = 0.0
+        self._sent_at = self._probed_at = -math.inf
         self._up = threading.Event()
         self._wake = threading.Event()
         self._broken = False
@@ -115,7 +122,16 @@ class Uplink:
                 self._hold_back(envelopes)
         # Not under the lock: with `inproc://` the parent's answers come back in this call.
         if connection is not None:
-            connection.send(envelopes)
+            probe = [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())] if self._may_probe() else []
+            connection.send([*envelopes, *probe] if probe else envelopes)
+
+    def _may_probe(self) -> bool:
+        """Whether a probe is nearly due: in the company of a heartbeat it costs no wake-up."""
+        self._sent_at = now = time.monotonic()
+        if now - self._probed_at < ALONG * self._limits.link_ping_s or not self._all_welcomed():
+            return False
+        self._probed_at = now
+        return True
 
     def owns(self, connection: Connection) -> bool:
         """Whether this is the link's current connection."""
@@ -189,19 +205,18 @@ class Uplink:
 
     def _watch(self, connection: Connection, url: str) -> bool:
         """Probe and greet, while the parent is heard; returns whether it welcomed us."""
-        ping_s = self._limits.link_ping_s
-        patience_s = ping_s * self._limits.suspect_after
-        ping_at = time.monotonic()
+        patience_s = self._limits.link_ping_s * self._limits.suspect_after
+        self._probed_at = -math.inf
         was_up = False
         while not self._closed and not self._broken:
             self._wake.clear()  # first: what comes during this turn brings another one
             now = time.monotonic()
             if now - self._heard_at > patience_s:
                 break
-            if now >= ping_at:
+            if now >= self._probe_due():
                 # Whatever else is said: a child that only listens must not seem dead. A hello
                 # that was lost or refused is repeated with it.
-                ping_at = now + ping_s
+                self._probed_at = now
                 self._greet(connection)
                 self._say(connection, m.NEIGHBOUR, m.Ping())
             if self._is_known() and not self._up.is_set():
@@ -209,8 +224,18 @@ class Uplink:
                 self._flush(connection)
                 self._log.info("uplink_up", url=url)
                 was_up = True
-            self._wake.wait(max(0.0, ping_at - time.monotonic()))
+            until = min(self._probe_due(), self._heard_at + patience_s)
+            self._wake.wait(max(MOMENT_S, until - time.monotonic()))
         return was_up
+
+    def _probe_due(self) -> float:
+        """When the thread probes by itself; later where what is sent takes the probes along."""
+        ping_s = self._limits.link_ping_s
+        along = self._sent_at > time.monotonic() - ping_s and self._all_welcomed()
+        return self._probed_at + ping_s * (SELDOM if along else 1.0)
+
+    def _all_welcomed(self) -> bool:
+        return len(self._welcomed) == len(self._names)
 
     def _is_known(self) -> bool:
         """Whether the parent knows what this process is, so that its other names may follow."""
@@ -282,4 +307,5 @@ class Uplink:
             self._wake.set()
         elif refused.reason != self.refusal:
             self.refusal = refused.reason
+            self._wake.set()  # the hello is to be repeated in time
             self._log.warning("refused_by_parent", reason=refused.reason)

@@ -139,7 +139,7 @@ class JsonCodec:
         if len(frames) != BUNDLE_FRAMES or len(frames[1]) > _MAX_HEADERS:
             raise RemoteProtocolError(f"a bundle has {BUNDLE_FRAMES} frames within their bounds")
         _, header, bodies = frames
-        envelopes = []
+        envelopes: list[Envelope] = []
         end = 0
         try:
             for to, sender, ref, kind, size in orjson.loads(header):
