@@ -29,6 +29,8 @@ class Holding(msgspec.Struct):
     owner: str = ""
     claim: m.Claim | None = None
     claiming: bool = False
+    repeats: int = 0
+    """How often the claim was repeated."""
     since: float = 0.0
     watchers: dict[str, None] = msgspec.field(default_factory=dict)
     """Clients that want to hear of its progress."""

@@ -75,7 +75,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Tasks whose events somebody waits for; above it, clients poll."""
 
     # -- regions and proxies ---------------------------------------------------------------------
-    tasks_per_proxy: int = 256
+    tasks_per_proxy: int = 1024
     """Tasks that one proxy walks at a time; the next ones wait in the database."""
     calls_per_task: int = 256
     """Calls of one task that are on their way at once: a wide graph goes through in slices."""

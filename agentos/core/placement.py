@@ -15,6 +15,7 @@ from agentos.core.balancing import Balancer
 from agentos.core.epoch import Epoch
 from agentos.core.limits import Limits
 from agentos.core.liveness import Liveness
+from agentos.core.timers import patience
 
 PAGE = 256
 
@@ -27,6 +28,7 @@ class Placing(msgspec.Struct):
     claim: m.Claim
     agents: Agents
     due: float
+    repeats: int = 0
 
 
 class Placement:
@@ -182,7 +184,8 @@ class Placement:
         out = []
         for placing in self._placing.values():
             if placing.due <= now:
-                placing.due = now + self._limits.resend_s
+                placing.repeats += 1
+                placing.due = now + patience(self._limits.resend_s, placing.repeats)
                 out.append(m.Send(m.STORE, placing.claim))
         return out
 

@@ -12,7 +12,7 @@ from agentos.core.fleet import Fleet
 from agentos.core.holdings import Holding, Holdings, Sweep
 from agentos.core.limits import Limits
 from agentos.core.places import Places
-from agentos.core.timers import Timers
+from agentos.core.timers import Timers, patience
 
 BEAT, SWEEP, LOOK = (0, "beat"), (0, "sweep"), (0, "look")
 CLAIM = "claim"
@@ -140,7 +140,7 @@ class RegionMachine:
         task = self._tasks[task_id]
         assert task.claim is not None, f"task {task_id} has no claim to send"
         task.claiming, task.since = True, now
-        self._timers.set((task_id, CLAIM), now + self._limits.resend_s)
+        self._timers.set((task_id, CLAIM), now + patience(self._limits.resend_s, task.repeats))
         return [m.Send(m.STORE, task.claim)]
 
     def _claimed(self, q: m.Claimed, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -149,7 +149,7 @@ class RegionMachine:
             return []
         if not _answers(q, task.claim):
             return []
-        task.claiming = False
+        task.claiming, task.repeats = False, 0
         self._timers.cancel((q.task_id, CLAIM))
         if not q.granted:
             return self._lost(q, task)
@@ -171,8 +171,7 @@ class RegionMachine:
         out = self._spread(q.task_id, q.epoch) if task.epoch < q.epoch else []
         self._forget(q.task_id)
         if q.state in m.TERMINAL:
-            ended = m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state)
-            out.append(m.Send(m.GATEWAY, ended))
+            out.append(m.Send(m.GATEWAY, m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state)))
         return out
 
     def _watch(self, q: m.Watch, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -208,6 +207,7 @@ class RegionMachine:
     def _claim_again(self, task_id: int, now: float) -> list[m.Send]:
         task = self._tasks[task_id]
         if task.claiming:
+            task.repeats += 1
             return self._send_claim(task_id, now)
         return self._claim_for(task_id, now, (task.owner,))
 

@@ -13,6 +13,8 @@ import msgspec
 
 from agentos.core import jsontext
 from agentos.core import messages as m
+from agentos.core.deliberation import Ask
+from agentos.core.epoch import Epoch
 from agentos.core.limits import Limits
 
 EXCERPT = 160
@@ -106,27 +108,25 @@ def wire_size(text: str) -> int:
     return len(msgspec.json.encode(text))
 
 
-def too_large(prompt: str, slot: str, round_: int, most: int) -> str:
+def too_large(ask: Ask, most: int) -> str:
     """What is wrong with a question that quotes long answers; "" if it can travel.
 
     Args:
-        prompt: the question.
-        slot: whose answer it asks for, `s0` or `v0`, in which round.
-        round_: the round.
+        ask: the question.
         most: bytes that a prompt may have.
     """
-    if surely_fits(len(prompt), most):
+    if surely_fits(len(ask.prompt), most):
         return ""
-    size, escaped = len(prompt.encode()), wire_size(prompt)
+    size, escaped = len(ask.prompt.encode()), wire_size(ask.prompt)
     if size > most:
         taken = f"{size} bytes, more than {most}"
     elif escaped > 3 * most:
         taken = f"{escaped} bytes with its escapes, more than {3 * most}"
     else:
         return ""
-    kind = "vote" if slot[0] == "v" else "sample"
+    kind = "vote" if ask.slot[0] == "v" else "sample"
     return (
-        f"the prompt of a {kind} of round {round_} takes {taken}: "
+        f"the prompt of a {kind} of round {ask.round} takes {taken}: "
         "ask for shorter answers, or for fewer"
     )
 
@@ -167,6 +167,52 @@ def pages(
         parts.append([])
     ends = [None] * (len(parts) - 1) + [end]
     return [(tuple(part), last) for part, last in zip(parts, ends, strict=True)]
+
+
+class _Joined(msgspec.Struct):
+    """Records of one claim that are to be one: where the first stood, and what is in them."""
+
+    at: int
+    rows: list[m.Row]
+    end: m.End | None
+    characters: int = 0
+
+
+def joined(envelopes: Sequence[m.Envelope], most: int) -> list[m.Envelope]:
+    """The same messages with the records of one claim as one, at the place of the first.
+
+    Answers that came together are saved together: one fenced transaction does for all of them,
+    and one message each way.
+
+    Args:
+        envelopes: what a proxy has to send.
+        most: bytes of a record; what might be larger stays as it is.
+    """
+    out: list[m.Envelope] = []
+    open_: dict[tuple[int, Epoch], _Joined] = {}
+    for envelope in envelopes:
+        q = envelope.message
+        if type(q) is not m.Record:
+            out.append(envelope)
+            continue
+        characters = sum(len(row.result) + 1 for row in q.rows)
+        characters += len(q.end.response) + 1 if q.end is not None else 0
+        key = (q.task_id, q.epoch)
+        first = open_.get(key)
+        if (
+            first is None
+            or first.end is not None
+            or not surely_fits(first.characters + characters, most)
+        ):
+            open_[key] = _Joined(len(out), list(q.rows), q.end, characters)
+            out.append(envelope)
+            continue
+        first.rows += q.rows
+        first.end = q.end
+        first.characters += characters
+        record = m.Record(task_id=q.task_id, epoch=q.epoch, rows=tuple(first.rows), end=q.end)
+        out[first.at] = m.Envelope(envelope.to, envelope.sender, record, envelope.ref)
+    return out
 
 
 def plain(text: str) -> str:

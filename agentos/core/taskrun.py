@@ -36,6 +36,7 @@ from agentos.core.rows import (
     usage_of,
     wire_size,
 )
+from agentos.core.timers import patience
 
 
 class TaskRun:
@@ -69,6 +70,7 @@ class TaskRun:
         self._end: m.End | None = None
         self.doubtful = False
         self._yielding = False
+        self._repeats = 0
         self._saved: dict[str, list[tuple[int, str, Any]]] = {}
         for row in rows:
             self._load(row)
@@ -95,8 +97,7 @@ class TaskRun:
         flight = self.calls.answered(result)
         if flight is None:
             return self._start_ready(now)
-        out = self.calls.elsewhere(flight, result.proxy)
-        out += self._answered(flight, result, now)
+        out = [*self.calls.elsewhere(flight, result.proxy), *self._answered(flight, result, now)]
         return out + self._start_ready(now) if self._ready else out
 
     def _answered(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
@@ -133,7 +134,7 @@ class TaskRun:
     def recorded(self, answer: m.Recorded, now: float) -> list[m.Send]:
         """Rows are durable (by this owner's hand): let go what was held back for them."""
         out: list[m.Send] = []
-        doubtful, self.doubtful = self.doubtful, False
+        doubtful, self.doubtful, self._repeats = self.doubtful, False, 0
         saved = [(row_id, node_of(row_id)) for row_id in answer.nodes]
         for row_id, node in saved:
             if self._unsaved.pop(row_id, None) is not None:
@@ -156,6 +157,7 @@ class TaskRun:
     def due(self, row: str, now: float) -> list[m.Send]:
         """A deadline of this run: a silent store (""), or a call that should have come back."""
         if not row:
+            self._repeats += 1
             return self._save([], now)
         if self.doubtful:
             self._ctx.timers.set((self.task_id, row), now + self._ctx.limits.resend_s)
@@ -209,8 +211,7 @@ class TaskRun:
     def _start_ready(self, now: float) -> list[m.Send]:
         """Start nodes while there is room for their calls: a wide graph goes through in slices."""
         out: list[m.Send] = []
-        most = self._ctx.limits.calls_per_task
-        while self._ready and self._may_start and len(self.calls) < most:
+        while self._ready and self._may_start and len(self.calls) < self._ctx.limits.calls_per_task:
             out += self._start(self._ready.popleft(), now)
         return out
 
@@ -247,8 +248,7 @@ class TaskRun:
         """Save a node's result: with the answers to it that are not durable yet, or after them."""
         waiting = self._unsaved_of[name]
         ours = [r for r in self._unsaved.values() if node_of(r.node_id) == name] if waiting else []
-        result = m.Row(name, self._node_result(name, single))
-        together = [*ours, *rows, result]
+        together = [*ours, *rows, m.Row(name, self._node_result(name, single))]
         if len(together) > 1 and len(pages(together, None, self._ctx.limits.page_bytes)) > 1:
             return self._save(rows, now)
         self._costs.pop(name, None)
@@ -264,16 +264,14 @@ class TaskRun:
             return self._conclude(name, [], now)
         asks = self._after.pop(name)
         if not deliberation.done:
-            if asks and (fault := self._too_large(asks[0])):  # those of one round are the same
+            most = self._ctx.limits.max_prompt_bytes
+            if asks and (fault := too_large(asks[0], most)):  # those of one round are the same
                 return self._fail(name, fault, now)
             return self.calls.ask(deliberation.node, asks, self._graph.priority, now)
         del self._nodes[name]
         out = self._finished([name])
         self._ready.extend(self._walk.finish(name))
         return out
-
-    def _too_large(self, ask: Ask) -> str:
-        return too_large(ask.prompt, ask.slot, ask.round, self._ctx.limits.max_prompt_bytes)
 
     def _failed(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         """Repeat the call, or go on without this vote, or fail the node and with it the task."""
@@ -322,7 +320,8 @@ class TaskRun:
             self._end = end
         elif ending:  # all in one record, or the end alone once the rows are confirmed
             parts = pages(rows, None, self._ctx.limits.page_bytes)
-        self._ctx.timers.set((self.task_id, ""), now + self._ctx.limits.resend_s)
+        wait_s = patience(self._ctx.limits.resend_s, self._repeats)
+        self._ctx.timers.set((self.task_id, ""), now + wait_s)
         return [
             m.Send(
                 m.STORE,

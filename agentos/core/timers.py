@@ -8,6 +8,21 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
+MOST_DOUBLINGS = 3
+
+
+def patience(resend_s: float, repeats: int) -> float:
+    """Seconds to wait for an answer before asking again: twice as long each time, up to eightfold.
+
+    A store that is behind gets further behind if everybody repeats what it has not come to yet
+    (congestion collapse: RFC 5681; the doubling is that of RFC 6298, section 5.5).
+
+    Args:
+        resend_s: how long to wait for the answer to the first question, in seconds.
+        repeats: how often it has been repeated.
+    """
+    return resend_s * 2.0 ** min(repeats, MOST_DOUBLINGS)
+
 
 class Timers(Generic[K]):
     """What is due when. One deadline for each key; setting it again replaces it."""

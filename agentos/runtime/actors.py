@@ -26,6 +26,7 @@ from agentos.core.gateway import GatewayMachine
 from agentos.core.ports import Database, Machine
 from agentos.core.proxy import ProxyMachine
 from agentos.core.region import RegionMachine
+from agentos.core.rows import joined
 from agentos.core.store import StoreMachine
 from agentos.runtime.mailbox import Batch, Mailbox
 from agentos.runtime.switch import Switch
@@ -114,9 +115,12 @@ class MachineActor(pykka.ThreadingActor):
         if due is not None and due <= now:
             out += self._handle(m.Envelope(self.address, self.address, m.Tick()), now)
         if out:
-            self._switch.send(out)
+            self._send(out)
         if self._machine.drained:
             self._drained.set()
+
+    def _send(self, out: Batch) -> None:
+        self._switch.send(out)
 
     def _turn(self, waiting: deque[m.Envelope], until: float) -> Iterator[m.Envelope]:
         """Take messages while there is time, opened; what nobody can open, the switch refuses."""
@@ -222,6 +226,9 @@ class ProxyActor(MachineActor):
             )
 
         super().__init__(make, switch, **options)
+
+    def _send(self, out: Batch) -> None:
+        super()._send(joined(out, self._limits.page_bytes))
 
 
 class StoreActor(MachineActor):

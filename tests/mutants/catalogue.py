@@ -156,8 +156,8 @@ MUTANTS = (
         "a result is saved with its answers",
         "a node's result does not take along the answers that are not confirmed yet",
         "agentos/core/taskrun.py",
-        "        together = [*ours, *rows, result]\n",
-        "        together = [*rows, result]\n",
+        "        together = [*ours, *rows, ",
+        "        together = [*rows, ",
     ),
     # -- persist, then send ----------------------------------------------------------------------
     Mutant(
