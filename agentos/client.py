@@ -35,6 +35,8 @@ from agentos.runtime.wire import JsonCodec
 DEFAULT_URL = "tcp://127.0.0.1:7170"
 POLL_S = 2.0
 """How often a waiting client looks for itself, in case a pushed event was lost."""
+ON_THEIR_WAY = 1_024
+"""Questions that are on their way at a time; the next ones wait here, where they load nobody."""
 ATTEMPT_S = 3.0
 """How long one request waits before it is sent again: requests are idempotent."""
 CONNECT_S = 5.0
@@ -123,6 +125,7 @@ class AsyncClient:
         self._ends: OrderedDict[int, m.Ended] = OrderedDict()
         self._kept = 0
         self._waiters: dict[int, list[Waiter]] = {}
+        self._turns = asyncio.Semaphore(ON_THEIR_WAY)
 
     async def connect(self) -> Self:
         """Find a gateway.
@@ -245,22 +248,30 @@ class AsyncClient:
             raise errors.LocalProtocolError(str(error)) from error
 
     async def _request(self, to: str, question: m.Message, kind: type[AnswerT]) -> AnswerT:
-        deadline = time.monotonic() + self._timeout_s
+        asked = time.monotonic()
+        async with self._turns:
+            # Whoever waited for a turn while the cluster was at work has all of the time left.
+            deadline = max(asked, self._connected().heard_at) + self._timeout_s
+            return await self._answer(to, question, kind, deadline)
+
+    async def _answer(
+        self, to: str, question: m.Message, kind: type[AnswerT], deadline: float
+    ) -> AnswerT:
+        longest_s = ATTEMPT_S
         while True:
             left = deadline - time.monotonic()
             try:
-                attempt_s = min(ATTEMPT_S, max(0.05, left))
-                answer = await self._connected().ask(to, question, attempt_s)
+                answer = await self._connected().ask(to, question, min(longest_s, max(0.05, left)))
             except errors.Overloaded as error:
                 wait_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311 - jitter
                 if left <= wait_s:
                     raise
                 await asyncio.sleep(wait_s)
             except (TimeoutError, pykka.ActorDeadError) as error:
-                if left <= ATTEMPT_S:
-                    raise errors.ClusterUnreachable(
-                        f"no answer from {', '.join(self.urls)} within {self._timeout_s:g} s"
-                    ) from error
+                if left <= longest_s:
+                    raise unreachable(self.urls, self._timeout_s) from error
+                if isinstance(error, TimeoutError):
+                    longest_s *= 2  # it may be behind: asking as often would keep it there
                 await asyncio.sleep(0.05)
             else:
                 if not isinstance(answer, kind):

@@ -23,12 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos import (
+    AsyncClient,
     Client,
     Cluster,
     EchoAgent,
     Host,
     connect,
 )
+from agentos import client as client_module
 from agentos.agents.function import FunctionAgent
 from agentos.core import jsontext
 from agentos.core import messages as m
@@ -46,6 +48,7 @@ from agentos.core.errors import (
 )
 from agentos.core.limits import Limits
 from agentos.handles import text_of
+from agentos.runtime.asking import AsyncAsker
 from agentos.testing.transport_recorder import eventually
 from tests.strategies import JSON_VALUES
 from tests.switches import FAST, TCP
@@ -594,6 +597,54 @@ def test_a_full_cluster_says_so(gate: Gate) -> None:
         assert patient.submit(one("gate")).result(20) == "let: x"
         assert [task.result(20) for task in tasks] == ["let: x"] * 2
         opener.join()
+
+
+def test_a_crowd_waits_its_turn(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many submissions at once only some are on their way; all are accepted, each once."""
+    monkeypatch.setattr(client_module, "ON_THEIR_WAY", 3)
+    seen: list[int] = []
+    ask = AsyncAsker.ask
+
+    async def watched(self: AsyncAsker, *arguments: Any) -> m.Message:
+        seen.append(len(self._open) + 1)
+        return await ask(self, *arguments)
+
+    monkeypatch.setattr(AsyncAsker, "ask", watched)
+
+    async def work() -> None:
+        async with cluster.async_client(timeout_s=30) as client:
+            tasks = await asyncio.gather(*(client.submit(one("echo", str(i))) for i in range(40)))
+            assert len({task.task_id for task in tasks}) == 40
+
+    _, before, _ = rows_of(cluster)
+    asyncio.run(work())
+    assert rows_of(cluster)[1] == before + 40
+    assert 2 <= max(seen) <= 3
+
+
+def test_waiting_for_a_turn_is_not_held_against_the_cluster(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waited while others were answered has the whole timeout; who heard nothing, none more."""
+    monkeypatch.setattr(client_module, "ON_THEIR_WAY", 1)
+    deadlines: list[float] = []
+
+    async def slow(self: AsyncClient, *arguments: Any) -> m.Message:
+        deadlines.append(arguments[-1] - time.monotonic())
+        await asyncio.sleep(0.3)
+        if len(deadlines) < 3:
+            self._connected().heard_at = time.monotonic()
+        return m.Submitted(task_id=1, state="accepted", created=True)
+
+    monkeypatch.setattr(AsyncClient, "_answer", slow)
+
+    async def work() -> None:
+        async with cluster.async_client(timeout_s=0.5) as client:
+            await asyncio.gather(*(client.submit(one("echo")) for _ in range(5)))
+
+    asyncio.run(work())
+    assert min(deadlines[:4]) > 0.15  # the fourth begins 0.3 s after the last word at most
+    assert deadlines[4] < deadlines[2]
 
 
 def test_too_many_watchers(gate: Gate) -> None:

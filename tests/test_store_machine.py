@@ -154,6 +154,7 @@ def test_every_living_gateway_hears_of_an_end() -> None:
         (record("b"), []),
         (record("a", end=end), ["gateway/a", "gateway/b"]),
         (record("a", end=end), ["gateway/a", "gateway/b"]),  # the first word may be lost
+        (record("a", end=m.End("succeeded", '{"output":2}')), ["gateway/a", "gateway/b"]),
     ):
         _, *news = machine.handle(m.Envelope(m.STORE, OWNER, q, "r7"), 0.0)
         assert [send.to for send in news] == told

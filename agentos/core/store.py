@@ -97,6 +97,9 @@ class StoreMachine:
         """An end goes to every gateway at once, with the commit: any may have who waits for it."""
         if isinstance(answer, m.Recorded) and answer.ended and isinstance(q, m.Record) and q.end:
             end = q.end
+            if answer.outcome == "duplicate":  # what stands may be told in other words
+                task = self._get_task(m.GetTask(task_id=q.task_id))
+                end = m.End(end.state, task.response or "", task.error)
             ended = m.Ended(
                 task_id=q.task_id,
                 epoch=q.epoch,

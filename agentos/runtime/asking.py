@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -44,6 +45,8 @@ class AsyncAsker:
         self._outbox: Batch = []
         self._inbox: deque[Batch] = deque()
         self._woken = False
+        self.heard_at = 0.0
+        """When something last came, on the monotonic clock."""
         switch.attach(self.address, self._deliver)
 
     async def ask(self, to: str, message: m.Message, timeout_s: float) -> m.Message:
@@ -102,6 +105,7 @@ class AsyncAsker:
 
     def _take(self) -> None:
         self._woken = False
+        self.heard_at = time.monotonic()
         while self._inbox:
             for envelope in self._inbox.popleft():
                 message = envelope.message
