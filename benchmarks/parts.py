@@ -13,10 +13,28 @@ from agentos.core.limits import Limits
 from agentos.registry import Transports, open_database
 from agentos.runtime.switch import Switch
 from agentos.runtime.wire import JsonCodec
+from benchmarks.figures import Figure
+from benchmarks.job import WrongCount
+from benchmarks.settings import Settings
 
 BODY = "x" * 200
 BATCH, WINDOW = 100, 5_000
 """Messages handed over at once, and on their way at most: below the link's high-water mark."""
+
+
+def measure(settings: Settings) -> list[Figure]:
+    """Messages through a switch, and fenced writes: to see which part has become slower."""
+    messages, writes = settings.size((20_000, 5_000), (200_000, 50_000))
+    rates: list[list[float]] = [[], [], []]
+    for _ in settings.each_run("single parts"):
+        rates[0].append(switch_messages_per_s(messages))
+        rates[1].append(fenced_writes_per_s(writes // 20, 1))
+        rates[2].append(fenced_writes_per_s(writes, 100))
+    return [
+        Figure("parts", "messages of 200 bytes through two switches, tcp", "messages/s", rates[0]),
+        Figure("parts", "fenced writes on SQLite, 1 in a transaction", "writes/s", rates[1]),
+        Figure("parts", "fenced writes on SQLite, 100 in a transaction", "writes/s", rates[2]),
+    ]
 
 
 def switch_messages_per_s(count: int, url: str = "tcp://127.0.0.1:*") -> float:
@@ -41,14 +59,14 @@ def switch_messages_per_s(count: int, url: str = "tcp://127.0.0.1:*") -> float:
         address = parent.listen(url)
         child.attach("source", lambda _: None)
         if not child.connect([address]).wait_up(10):
-            raise SystemExit("the link has not come up within 10 s")
+            raise WrongCount("the link has not come up within 10 s")
         start = time.perf_counter()
         for first in range(0, count, BATCH):
             window.acquire()
             say = m.Say(value={"n": first, "body": BODY})
             child.send([m.Envelope("sink", "source", say) for _ in range(BATCH)])
         if not done.wait(60):
-            raise SystemExit(f"{count - got} of {count} messages were lost")
+            raise WrongCount(f"{count - got} of {count} messages were lost")
         return count / (time.perf_counter() - start)
     finally:
         child.close()

@@ -17,7 +17,7 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError
 from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
-from agentos.core.rows import pages, plain, split, wire_size
+from agentos.core.rows import joined, pages, plain, split, wire_size
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 from agentos.runtime.wire import JsonCodec
@@ -319,6 +319,55 @@ def test_an_output_too_large_fails_the_task() -> None:
     assert end is not None
     assert end.state == "failed"
     assert "set `output`" in end.error
+
+
+RECORDS = st.builds(
+    m.Record,
+    task_id=st.integers(1, 2),
+    epoch=st.sampled_from([E11, E12]),
+    rows=st.lists(st.builds(m.Row, st.sampled_from("abcd"), st.text(max_size=9)), max_size=3).map(
+        tuple
+    ),
+    end=st.none() | st.just(m.End("succeeded", "{}")),
+)
+
+
+@given(st.lists(RECORDS | st.just(m.Ended(task_id=1, epoch=E11, state="succeeded")), max_size=12))
+def test_records_that_are_joined_say_the_same(said: list[m.Message]) -> None:
+    """Every row and every end is still there, once, in its order; nothing else is touched."""
+    most = 200
+    before = [m.Envelope("store", ME, message) for message in said]
+    after = joined(before, most)
+
+    def saved(envelopes: list[m.Envelope]) -> dict[Any, list[Any]]:
+        parts: dict[Any, list[Any]] = {}
+        for q in (e.message for e in envelopes):
+            if isinstance(q, m.Record):
+                end = [] if q.end is None else [q.end]
+                parts.setdefault((q.task_id, q.epoch), []).extend([*q.rows, *end])
+        return parts
+
+    assert saved(after) == saved(before)
+    assert [e for e in after if isinstance(e.message, m.Ended)] == [
+        e for e in before if isinstance(e.message, m.Ended)
+    ]
+    for q in (e.message for e in after if e not in before):
+        assert isinstance(q, m.Record)
+        assert 6 * sum(len(row.result) + 1 for row in q.rows) <= most
+
+
+def test_answers_that_come_together_are_saved_together() -> None:
+    """Three nodes that end in one turn cost one transaction, beside which others keep theirs."""
+
+    def record(task_id: int, name: str) -> m.Envelope:
+        rows = (m.Row(name, '{"value":1}'),)
+        return m.Envelope("store", ME, m.Record(task_id=task_id, epoch=E11, rows=rows))
+
+    first, second = joined(
+        [record(1, "a"), record(2, "a"), record(1, "b"), record(1, "c")], 1_000_000
+    )
+    assert [row.node_id for row in first.message.rows] == ["a", "b", "c"]  # type: ignore[union-attr]
+    assert second == record(2, "a")
 
 
 @given(sizes=st.lists(st.integers(2, 50), max_size=20), most=st.integers(1, 60))

@@ -1,0 +1,1 @@
+"""Where a task's time goes: `make bench-profile`."""
