@@ -40,7 +40,8 @@ def _is_taken(target: str, data: bytes) -> bool:
         if target == "graph":
             parse_graph(data.decode(), LIMITS)
         else:
-            open_sealed(CODEC.decode(data.split(SEPARATOR)).message, LIMITS)  # type: ignore[arg-type]
+            for made in CODEC.decode(data.split(SEPARATOR)):
+                open_sealed(made.message, LIMITS)  # type: ignore[arg-type]
     except AgentOSError:
         return False
     return True

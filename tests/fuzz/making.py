@@ -14,7 +14,7 @@ from tests.fuzz.targets import SEPARATOR
 
 TOKENS = [
     b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"NaN", b"-0", b"1e999", b"9" * 20, b"0.1",
-    b"\\ud800", b"\\u0000", b"\xff", b"\xc3\xa9", b"\n", b"\x1e", b"AOS1", b"AOS2", b"${", b"${n0}",
+    b"\\ud800", b"\\u0000", b"\xff", b"\xc3\xa9", b"\n", b"\x1e", b"AOS1", b"AOS1*", b"AOS2", b"${", b"${n0}",
     b"${input.x}", b"$${", b"}}", b'"needs":["n0"]', b'"rounds":2', b'"samples":3', b'"voters":2',
     b"[" * 70, b'{"a":' * 70, b"hello", b"submit", b"record", b"/", b"../", b"gateway", b"store",
 ]  # fmt: skip
@@ -27,7 +27,10 @@ def envelope(rng: random.Random) -> bytes:
     kind = rng.choice(sorted(KINDS))
     body = orjson.dumps(_of(inspect.type_info(KINDS[kind]), rng))
     header = [rng.choice(_ADDRESSES), rng.choice(_ADDRESSES), rng.choice(["", "r1", "a.b-c_d"])]
-    return SEPARATOR.join([b"AOS1", *(part.encode() for part in header), kind.encode(), body])
+    if rng.random() < 0.5:
+        return SEPARATOR.join([b"AOS1", *(part.encode() for part in header), kind.encode(), body])
+    headers = orjson.dumps([[*header, kind, len(body)]] * (copies := rng.randint(1, 3)))
+    return SEPARATOR.join([b"AOS1*", headers, body * copies])
 
 
 def description(rng: random.Random) -> bytes:

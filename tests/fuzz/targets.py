@@ -10,7 +10,7 @@ from agentos.core.graph import Walk, parse_graph
 from agentos.core.limits import Limits
 from agentos.core.messages import Envelope, Sealed
 from agentos.core.prompts import PromptError, Template
-from agentos.runtime.wire import JsonCodec, open_sealed
+from agentos.runtime.wire import BUNDLE, JsonCodec, open_sealed
 
 LIMITS = Limits()
 CODEC = JsonCodec(LIMITS)
@@ -23,17 +23,25 @@ SLOWEST_S = 2.0
 def wire(data: bytes) -> None:
     """Frames to an envelope to a message: refused as the peer's fault, or written back the same."""
     try:
-        envelope = CODEC.decode(data.split(SEPARATOR))
+        envelopes = CODEC.decode(data.split(SEPARATOR))
     except RemoteProtocolError:
         return
+    bundles = CODEC.encode_all(envelopes)
+    assert [e for b in bundles for e in CODEC.decode(b.frames)] == envelopes, "a bundle changed it"
+    for envelope in envelopes:
+        _envelope(envelope)
+    if not data.startswith(BUNDLE):
+        assert CODEC.encode(envelopes[0]) == data.split(SEPARATOR), "a forwarder changed it"
+
+
+def _envelope(envelope: Envelope) -> None:
     assert isinstance(envelope.message, Sealed)
-    assert CODEC.encode(envelope) == data.split(SEPARATOR), "a forwarder changed it"
     try:
         message = open_sealed(envelope.message, LIMITS)
     except RemoteProtocolError:
         return
     opened = Envelope(envelope.to, envelope.sender, message, envelope.ref)
-    again = CODEC.decode(CODEC.encode(opened))
+    [again] = CODEC.decode(CODEC.encode(opened))
     assert isinstance(again.message, Sealed)
     assert open_sealed(again.message, LIMITS) == message, "it does not survive being sent on"
 
