@@ -163,8 +163,8 @@ def test_a_paused_owner_checks_its_claims_first() -> None:
     )
     cluster.run_for(1.0)
     task_id = cluster.submit(ONE)
-    cluster.run_until(lambda: bool(invoked(cluster, task_id)), 10)
-    cluster.run_for(0.01)  # the call has failed, and waits to be repeated
+    # The call has failed, and waits to be repeated.
+    cluster.run_until(lambda: bool(list(cluster.sent(m.CallResult))), 10)
     owner = cluster.task(task_id).owner
     cluster.pause(owner)
     cluster.run_for(10.0)
