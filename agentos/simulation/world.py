@@ -20,7 +20,7 @@ from agentos.core.proxy import ProxyMachine
 from agentos.core.region import RegionMachine
 from agentos.core.routes import allowed
 from agentos.simulation.agents import Agents, Answer
-from agentos.simulation.behaviour import Behaviour
+from agentos.simulation.behaviour import QUIET_S, Behaviour
 from agentos.simulation.chaos import Chaos
 from agentos.simulation.clients import ClientMachine
 from agentos.simulation.faults import FOR_GOOD_S, Armed, Faults, plan
@@ -39,7 +39,7 @@ START_S = 1.5
 HEALED_S = 90.0
 """Virtual seconds within which every task must have ended once everything has healed."""
 SETTLED_S = 3.0
-"""Virtual seconds after the last end within which the last call must be over."""
+"""Virtual seconds after the last end within which the last call must be over, if all was quiet."""
 CALM_EVERY = 8
 """Of so many seeds one is calm: only its agents fail, so that a needless takeover shows."""
 
@@ -167,7 +167,7 @@ class Simulation:
         try:
             self.run_until(lambda: self._left == 0 and self.now > self.healed_at)
             end = self.now + SETTLED_S
-            self.run_until(lambda: self.now >= end)
+            self.run_until(lambda: self.now >= max(end, self.troubled_at + QUIET_S))
             self._final_checks()
         except Violation as violation:
             rule, text = violation.rule, str(violation)
