@@ -13,14 +13,11 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from agentos import (
     AsyncClient,
@@ -32,7 +29,6 @@ from agentos import (
 )
 from agentos import client as client_module
 from agentos.agents.function import FunctionAgent
-from agentos.core import jsontext
 from agentos.core import messages as m
 from agentos.core.errors import (
     AgentNotOffered,
@@ -46,11 +42,8 @@ from agentos.core.errors import (
     TaskFailed,
     TaskNotFound,
 )
-from agentos.core.limits import Limits
-from agentos.handles import text_of
 from agentos.runtime.asking import AsyncAsker
 from agentos.testing.transport_recorder import eventually
-from tests.strategies import JSON_VALUES
 from tests.switches import FAST, TCP
 
 DIAMOND = {
@@ -63,20 +56,6 @@ DIAMOND = {
     },
     "output": "d",
 }
-ODD = st.sampled_from(
-    [
-        float("nan"),
-        float("inf"),
-        2**70,
-        (1, 2),
-        {1},
-        b"x",
-        "\ud800",
-        object(),
-        datetime.now(UTC),
-        Limits(),
-    ]
-)
 RESULT = "about queues, left and about queues, right"
 
 
@@ -326,19 +305,6 @@ def test_another_client_has_the_result(client: Client, cluster: Cluster, gate: G
         begun = time.monotonic()
         assert late.task(task.task_id).result(20) == "let: x"
         assert time.monotonic() - begun < 1.5  # asked for, not found by polling
-
-
-@given(JSON_VALUES | ODD | st.dictionaries(st.text() | st.integers(), JSON_VALUES | ODD))
-def test_a_graph_is_written_as_json(value: Any) -> None:
-    """A graph given as a mapping arrives as what it is; what JSON has no word for is refused."""
-
-    def outcome(write: Callable[[Any], str]) -> Any:
-        try:
-            return jsontext.parse(write({"nodes": value}), max_bytes=10**6)
-        except (GraphError, TypeError, ValueError):
-            return GraphError
-
-    assert repr(outcome(text_of)) == repr(outcome(jsontext.dump))
 
 
 # -- watching -------------------------------------------------------------------------------------
