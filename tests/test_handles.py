@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.core import jsontext
+from agentos.core.errors import GraphError
 from agentos.core.limits import Limits
 from agentos.handles import text_of
 from tests.strategies import JSON_VALUES
