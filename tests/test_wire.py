@@ -119,6 +119,16 @@ def test_random_bundles_raise_one_error(headers: bytes, bodies: bytes) -> None:
     assert complaint
 
 
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize("value", [None, 1.0, True, [], {}, -1])
+def test_a_header_of_other_types_is_refused(place: int, value: Any) -> None:
+    """Addresses, ref and kind are text, and the size a count: nothing else gets in."""
+    (bundle,) = CODEC.encode_all([RECORD])
+    headers = orjson.loads(bundle.frames[1])
+    headers[0][place] = value
+    assert complaint_of(CODEC.decode, [b"AOS1*", orjson.dumps(headers), bundle.frames[2]])
+
+
 @given(st.lists(envelopes(), min_size=1, max_size=3), st.data())
 def test_damaged_bundles_raise_one_error(sent: list[m.Envelope], data: st.DataObject) -> None:
     """A field of a header that is changed, lost or doubled does no harm."""

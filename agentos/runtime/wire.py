@@ -143,9 +143,11 @@ class JsonCodec:
         end = 0
         try:
             for to, sender, ref, kind, size in orjson.loads(header):
-                start, end = end, end + size
-                if size < 0 or len(envelopes) == MAX_BUNDLE:
+                if type(size) is not int or size < 0 or len(envelopes) == MAX_BUNDLE:
                     raise RemoteProtocolError(f"a bundle holds at most {MAX_BUNDLE} envelopes")
+                if not type(to) is type(sender) is type(ref) is str:
+                    raise RemoteProtocolError("a bundle's header: addresses and refs are text")
+                start, end = end, end + size
                 envelopes.append(self._sealed(to, sender, ref, kind, bodies[start:end]))
         except (TypeError, ValueError) as error:  # no JSON, or not of this shape
             raise RemoteProtocolError(f"a bundle's header: {_shorten(error)}") from None
