@@ -16,7 +16,7 @@ import msgspec
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
-from agentos.core.errors import LocalProtocolError
+from agentos.core.errors import AgentOSError, LocalProtocolError
 from agentos.core.ports import Document, SaveOutcome
 from agentos.storage import values
 from agentos.storage.memory_reading import MemoryReader
@@ -252,6 +252,13 @@ class MemoryDatabase(MemoryReader):
                         task, state=end.state, error=end.error, response_doc_id=doc_id
                     )
             return SaveOutcome(outcome, task.epoch, task.state)
+
+    def record_all(
+        self, records: Sequence[tuple[str, m.Record]]
+    ) -> list[SaveOutcome | AgentOSError]:
+        """What `record` would do for each writer's record, one after another; see the port."""
+        with self.transaction():
+            return values.one_by_one(self.record, records)
 
     def _judge(self, task: TaskRow, epoch: Epoch, rows: Sequence[m.Row], end: m.End | None) -> str:
         """The fence, in the order of the port's docstring."""

@@ -49,6 +49,7 @@ class Statements:
             "{advanced}": _ADVANCED,
             "{saved}": _SAVED,
             "{lock}": lock,
+            "{lock_tasks}": lock and f"{lock} OF Tasks",
             "{returning_doc_id}": "RETURNING doc_id" if returning else "",
             "{returning_task_id}": "RETURNING task_id" if returning else "",
             "?": parameter,
@@ -80,32 +81,34 @@ class Statements:
         self.fence = sql(
             "SELECT global_epoch, regional_epoch, state, owner FROM Tasks WHERE task_id = ?{lock}"
         )
-        self.ownership = sql("""
-            SELECT global_epoch, regional_epoch, region, owner, claimant, state, attempts, lost, {saved}
-            FROM Tasks WHERE task_id = ?{lock}
-        """)
+        ownership = """
+            SELECT global_epoch, regional_epoch, region, owner, claimant, state, attempts, lost,
+                {saved} {description} FROM Tasks WHERE task_id = ?{lock}
+        """
+        self.ownership = sql(ownership.replace("{description}", ""))
+        self.ownership_and_description = sql(
+            ownership.replace("{description}", ", task_description")
+        )
         self.description = sql("SELECT task_description FROM Tasks WHERE task_id = ?")
         self.claim_global = sql("""
             UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, region = ?, owner = '',
                 claimant = ?, updated_at = ?, {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
-            RETURNING state, attempts, lost, {saved}, ''
         """)
         self.claim_regional = sql("""
             UPDATE Tasks SET global_epoch = ?, regional_epoch = ?, owner = ?,
                 claimant = ?, updated_at = ?, state = 'running', {history}
             WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND {unfinished}
                 AND region = ? AND region <> ''
-            RETURNING state, attempts, lost, {saved}, task_description
         """)
-        self.add_row = sql("""
+        self._add_rows = sql("""
             INSERT INTO Progress (task_id, node_id, global_epoch, regional_epoch, result)
-            SELECT task_id, ?, global_epoch, regional_epoch, ? FROM Tasks
-            WHERE task_id = ? AND global_epoch = ? AND regional_epoch = ? AND state = 'running'
-                AND (owner = ? OR ? = ''){lock}
+            SELECT task_id, column2, global_epoch, regional_epoch, column5
+            FROM (VALUES {rows}) AS new CROSS JOIN Tasks
+            WHERE task_id = column1 AND global_epoch = column3 AND regional_epoch = column4
+                AND state = 'running' AND (owner = column6 OR column6 = ''){lock_tasks}
             ON CONFLICT (task_id, node_id) DO NOTHING
         """)
-        self.delete_row = sql("DELETE FROM Progress WHERE task_id = ? AND node_id = ?")
         self.save_row = sql("""
             INSERT INTO Progress (task_id, node_id, global_epoch, regional_epoch, result)
             VALUES (?, ?, ?, ?, ?)
@@ -156,6 +159,14 @@ class Statements:
             SELECT node_id, global_epoch, regional_epoch FROM Progress
             WHERE task_id = ? AND node_id IN ({nodes})
         """)
+
+    def add_rows(self, count: int) -> str:
+        """Add `count` rows, each if its task is running at its epoch, and it is new.
+
+        For each row: task, node, both epochs, result, and the owner that the task must have, or "".
+        """
+        row = "(" + ", ".join([self._parameter] * 6) + ")"
+        return self._add_rows.replace("{rows}", ", ".join([row] * count))
 
     def saved_epochs(self, count: int) -> str:
         """The epochs of `count` rows of one task, of those that are there."""

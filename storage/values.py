@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from agentos.core import messages as m
 from agentos.core.epoch import EPOCH_MAX, Epoch
 from agentos.core.errors import (
+    AgentOSError,
     KeyConflict,
     LocalProtocolError,
     NotTheOwner,
+    StorageError,
     TaskNotFound,
     UnissuedEpoch,
 )
 from agentos.core.limits import MAX_INT
+from agentos.core.ports import SaveOutcome
 
 _LABELS = msgspec.json.Decoder(tuple[str, ...])
 
@@ -97,6 +100,25 @@ def check_record(task_id: int, rows: Sequence[m.Row], end: m.End | None) -> None
             raise LocalProtocolError(f"task {task_id}: a progress row needs a node_id")
     if end is not None and not (_plain(end.response) and _plain(end.error)):
         check_texts(f"task {task_id}", response=end.response, error=end.error)
+
+
+def one_by_one(
+    record: Callable[..., SaveOutcome], records: Sequence[tuple[str, m.Record]]
+) -> list[SaveOutcome | AgentOSError]:
+    """What a storage's `record` answers to each; its refusals of one are no concern of the others.
+
+    Raises:
+        StorageError: the database itself failed.
+    """
+    answers: list[SaveOutcome | AgentOSError] = []
+    for writer, q in records:
+        try:
+            answers.append(record(q.task_id, q.epoch, q.rows, q.end, writer=writer))
+        except AgentOSError as error:
+            if isinstance(error, StorageError) and not isinstance(error, UnissuedEpoch):
+                raise
+            answers.append(error)
+    return answers
 
 
 def check_claim(claim: m.Claim) -> Epoch:

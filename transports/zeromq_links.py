@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 
 BATCH: Final = 256
 """Messages that one socket may receive, or one link send, before it is another's turn."""
-BUNDLE_FRAMES: Final = 3
-"""Frames of a bundle; an envelope alone has more (docs/protocol.md)."""
 LINGER_MS: Final = 300
 """How long libzmq goes on sending what it has taken, after a socket was closed."""
 
@@ -127,7 +125,7 @@ class Link(ABC):
             if not self._closed:
                 self._tell(self._receiver.failed, error)
             return []
-        self._bundles = self._bundles or len(frames) == BUNDLE_FRAMES
+        self._bundles = self._bundles or self._codec.is_bundle(frames)
         return envelopes
 
     def drain(self) -> bool:

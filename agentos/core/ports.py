@@ -14,6 +14,7 @@ import msgspec
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
+from agentos.core.errors import AgentOSError
 from agentos.core.limits import Limits
 
 
@@ -62,6 +63,10 @@ class Codec(Protocol):
 
     def encode_all(self, envelopes: Sequence[m.Envelope]) -> list[Bundle]:
         """The same for many, in order, for a peer that has sent a bundle itself."""
+        ...
+
+    def is_bundle(self, frames: Sequence[bytes]) -> bool:
+        """Whether what came is a bundle: then its sender reads bundles too."""
         ...
 
     def decode(self, frames: Sequence[bytes]) -> list[m.Envelope]:
@@ -270,6 +275,16 @@ class Database(Protocol):
             NotTheOwner: the claim of this epoch is another's.
             TaskNotFound: there is no such task.
             UnissuedEpoch: `epoch` is newer than the task's; no claim has issued it.
+        """
+        ...
+
+    def record_all(
+        self, records: Sequence[tuple[str, m.Record]]
+    ) -> list[SaveOutcome | AgentOSError]:
+        """What `record` would do for each writer's record, one after another; answers in order.
+
+        For storages that write many at once for less. Each is all or nothing for itself: what
+        `record` would raise to refuse one is its answer here, and the others stand.
         """
         ...
 

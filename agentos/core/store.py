@@ -8,8 +8,7 @@ announces what is not durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from agentos.core import messages as m
@@ -22,10 +21,12 @@ from agentos.core.errors import (
     UnissuedEpoch,
 )
 from agentos.core.limits import Limits
-from agentos.core.ports import Database
+from agentos.core.ports import Database, SaveOutcome
 
 GATEWAY_SWEEPS = 10
 """Sweeps of a gateway that are missed before it is told no more: it asks something at each."""
+RECORDS = 32
+"""Records that are written together at most."""
 
 
 class StoreMachine:
@@ -58,9 +59,9 @@ class StoreMachine:
             self._gateways[envelope.sender] = now
             if isinstance(envelope.message, m.Heard):
                 return self._pass_on(envelope.sender, envelope.message, now)
-        handler = self._handlers.get(type(envelope.message))
         if isinstance(envelope.message, m.Record):
-            handler = partial(self._record, envelope.sender)
+            return self._record_all([envelope])
+        handler = self._handlers.get(type(envelope.message))
         if handler is None:
             return []
         try:
@@ -70,10 +71,28 @@ class StoreMachine:
             raise  # nobody's request is wrong: the shell rolls back, and says so to all of them
         except AgentOSError as error:
             answer = m.refusal(error)
-        return [
-            m.Send(envelope.sender, answer, envelope.ref),
-            *self._announce(envelope.sender, envelope.message, answer),
-        ]
+        return self._answers(envelope, answer)
+
+    def handle_all(self, envelopes: Iterable[m.Envelope], now: float) -> list[m.Send]:
+        """Carry many requests out as `handle` would one by one, for less: records go together.
+
+        A record waits for others only while nothing comes that could see whether it was written:
+        the creation and the claim of another task cannot.
+        """
+        out: list[m.Send] = []
+        waiting: dict[int, m.Envelope] = {}
+        for envelope in envelopes:
+            q = envelope.message
+            task_id = q.task_id if isinstance(q, m.Record | m.Claim) else None
+            blind = type(q) is m.CreateTask or (task_id is not None and task_id not in waiting)
+            if waiting and (not blind or len(waiting) == RECORDS):
+                out += self._record_all(list(waiting.values()))
+                waiting = {}
+            if isinstance(q, m.Record):
+                waiting[q.task_id] = envelope
+            else:
+                out += self.handle(envelope, now)
+        return out + self._record_all(list(waiting.values())) if waiting else out
 
     def next_deadline(self) -> float | None:
         """Never: the store acts only when asked."""
@@ -92,6 +111,12 @@ class StoreMachine:
 
     def _to_gateways(self, news: m.Message, but: str = "") -> list[m.Send]:
         return [m.Send(a, news) for a in self._gateways if a != but]
+
+    def _answers(self, envelope: m.Envelope, answer: m.Message) -> list[m.Send]:
+        return [
+            m.Send(envelope.sender, answer, envelope.ref),
+            *self._announce(envelope.sender, envelope.message, answer),
+        ]
 
     def _announce(self, sender: str, q: m.Message | m.Sealed, answer: m.Message) -> list[m.Send]:
         """An end goes to every gateway at once, with the commit: any may have who waits for it."""
@@ -140,17 +165,27 @@ class StoreMachine:
                 state="cancelled",
             )
 
-    def _record(self, sender: str, q: m.Record) -> m.Recorded:
+    def _record_all(self, envelopes: Sequence[m.Envelope]) -> list[m.Send]:
+        """Write records, of one task each."""
+        records = [(e.sender, e.message) for e in envelopes if isinstance(e.message, m.Record)]
+        out: list[m.Send] = []
+        for envelope, (_, q), done in zip(
+            envelopes, records, self._db.record_all(records), strict=True
+        ):
+            out += self._answers(envelope, self._became(q, done))
+        return out
+
+    def _became(self, q: m.Record, done: SaveOutcome | AgentOSError) -> m.Recorded | m.Refused:
         """A writer whose task is gone, or whose epoch nobody issued, is told to stop: stale."""
-        try:
-            done = self._db.record(q.task_id, q.epoch, q.rows, q.end, writer=sender)
-        except TaskNotFound:
+        if isinstance(done, SaveOutcome):
+            return self._recorded(q, done.outcome, done.epoch, done.state)
+        if isinstance(done, TaskNotFound):
             return self._recorded(q, "stale", q.epoch, "cancelled")
-        except UnissuedEpoch:
+        if isinstance(done, UnissuedEpoch):
             task = self._db.get_task(q.task_id)
             assert task is not None, f"task {q.task_id} has just been read"
             return self._recorded(q, "stale", task.epoch, task.state)
-        return self._recorded(q, done.outcome, done.epoch, done.state)
+        return m.refusal(done)
 
     @staticmethod
     def _recorded(q: m.Record, outcome: Any, current: Epoch, state: Any) -> m.Recorded:

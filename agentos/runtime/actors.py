@@ -265,15 +265,17 @@ class StoreActor(MachineActor):
 
     def _commit(self, taken: Batch, more: Iterable[m.Envelope], now: float) -> Batch:
         """Handle what was taken and what more the turn has; adds that to `taken`."""
-        with self._database.transaction():
-            out = self._answers(taken[0], now)
+
+        def all_of_them() -> Iterator[m.Envelope]:
+            yield taken[0]
             for envelope in more:
                 taken.append(envelope)
-                out += self._answers(envelope, now)
-        return out
+                yield envelope
 
-    def _answers(self, envelope: m.Envelope, now: float) -> Batch:
-        sends = self._machine.handle(envelope, now)
+        machine = self._machine
+        assert isinstance(machine, StoreMachine), "made by __init__"
+        with self._database.transaction():
+            sends = machine.handle_all(all_of_them(), now)
         for send in sends:
             self._count(send.message)
         return _envelopes(self.address, sends)

@@ -8,9 +8,10 @@ import pytest
 
 from agentos.core import messages as m
 from agentos.core.epoch import EPOCH_MAX, Epoch
-from agentos.core.errors import AgentOSError, NotTheOwner, UnissuedEpoch
+from agentos.core.errors import AgentOSError, NotTheOwner, TaskNotFound, UnissuedEpoch
 from agentos.core.ports import Database, SaveOutcome
 from agentos.testing.storage_steps import (
+    NO_TASK,
     OTHER_REGION,
     OWNER,
     REGION,
@@ -115,6 +116,35 @@ class FenceContract(Fixture):
         claim_regional(database, task_id, epoch, owner="proxy/a/2")
         assert database.record(task_id, epoch, [m.Row("b", "1")], writer=OWNER).outcome == "stale"
         assert [row.node_id for row in database.get_progress_list(task_id)] == ["a"]
+
+    def test_record_all(self, database: Database) -> None:
+        """Records given together are judged one by one: none takes part in what befalls another."""
+        tasks = [run(database)[0] for _ in range(6)]
+        epoch = Epoch(1, 1)
+        database.save_progress(tasks[1], "a", 1, 1, "0")
+        claim_regional(database, tasks[2], epoch, owner="proxy/a/2")
+        end(database, tasks[5], epoch)
+
+        def all_of(*ids: int) -> list[Any]:
+            rows = (m.Row("a", "1"), m.Row("b", "1"))
+            q = [m.Record(task_id=i, epoch=epoch, rows=rows, end=report) for i in ids]
+            writers = [OWNER if i != tasks[3] else "proxy/a/2" for i in ids]
+            answers = database.record_all(list(zip(writers, q, strict=True)))
+            return [getattr(answer, "outcome", type(answer)) for answer in answers]
+
+        report = None
+        assert database.record_all([]) == []
+        assert all_of(tasks[0], tasks[4]) == ["applied", "applied"]
+        applied = ["duplicate", "applied", "stale", NotTheOwner, "duplicate", "stale"]
+        assert all_of(*tasks) == applied
+        report = m.End("succeeded", '"r"')
+        ended = ["applied", "applied", "stale", NotTheOwner, "applied", "stale"]
+        assert all_of(*tasks) == ended
+        assert all_of(tasks[0], tasks[0], NO_TASK) == ["duplicate", "duplicate", TaskNotFound]
+        saved = [{r.node_id: r.result for r in database.get_progress_list(i)} for i in tasks]
+        both = {"a": "1", "b": "1"}
+        assert saved == [both, {"a": "0", "b": "1"}, {}, {}, both, {}]
+        assert [info(database, i).response for i in tasks[:3]] == ['"r"', '"r"', None]
 
     def test_many_rows_in_one_record(self, database: Database) -> None:
         """A record may carry as many rows as a graph may have nodes."""
