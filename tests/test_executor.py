@@ -152,7 +152,7 @@ class Calls(RuleBasedStateMachine):
             wait = sum(c.agent == agent for c in self.waiting)
             assert used <= slots
             assert not wait or used == slots
-            assert self.executor.has_room(agent) == (used < slots)
+            assert self.executor._free[agent] == slots - used
         assert len(self.executor) == len(self.running) + len(self.waiting)
         assert len(self.waiting) <= MOST
 

@@ -12,13 +12,23 @@ it asks only for the ones that are missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
 from agentos.core.graph import Node
 from agentos.core.jsontext import dump
+
+_OPEN: Final = object()
+"""Takes the place of an answer that is not known yet."""
+_VOID: Final = object()
+"""Takes the place of a vote that could not be had."""
+
+
+_Words = tuple[str, dict[str, Any] | None]
+"""A prompt, and the schema of its answer."""
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -48,37 +58,32 @@ class Deliberation:
         self._samples = _slots("s", node.samples)
         self._round = 1
         self._answers: dict[tuple[int, str], Any] = {}
-        self._void: set[tuple[int, str]] = set()
-        self._asked: set[tuple[int, str]] = set()
+        """By round and slot, what was asked (`_OPEN` until it is answered) or was known before."""
 
     def answer(self, round_: int, slot: str, value: Any) -> None:
         """Note an answer; a second one for the same place changes nothing."""
-        self._answers.setdefault((round_, slot), value)
+        if self._answers.get((round_, slot), _OPEN) is _OPEN:
+            self._answers[round_, slot] = value
 
     def void(self, round_: int, slot: str) -> None:
         """This vote could not be had; it does not count."""
-        self._void.add((round_, slot))
+        self.answer(round_, slot, _VOID)
 
     def advance(self) -> list[Ask]:
         """What must be asked now and has not been; sets `done` and `value` at the end."""
         while not self.done:
-            node, round_ = self.node, self._round
-            for slot in self._samples:
-                if (round_, slot) not in self._answers:
-                    return self._ask(self._samples, node.agent, self._question(), node.schema)
-            if node.samples == 1:
-                self._choose([self._answers[round_, slot]], [1])
-                continue
-            values = [self._answers[round_, slot] for slot in self._samples]
+            node = self.node
+            values = self._known(self._samples)
+            if _OPEN in values:
+                return self._ask(self._samples, node.agent, self._question)
             if node.voters:
                 voters = _slots("v", node.voters)
-                if not all(self._settled(slot) for slot in voters):
-                    prompt, schema = self._ballot(values)
-                    return self._ask(voters, node.voter, prompt, schema)
-                tally = self._count([self._answers.get((round_, slot)) for slot in voters])
+                ballots = self._known(voters)
+                if _OPEN in ballots:
+                    return self._ask(voters, node.voter, partial(self._ballot, values))
+                self._choose(values, self._count(ballots))
             else:
-                tally = self._agreement(values)
-            self._choose(values, tally)
+                self._choose(values, [1] if node.samples == 1 else self._agreement(values))
         return []
 
     def _choose(self, values: list[Any], tally: list[int]) -> None:
@@ -91,29 +96,27 @@ class Deliberation:
         else:
             self._round += 1
 
-    def _settled(self, slot: str) -> bool:
-        return (self._round, slot) in self._answers or (self._round, slot) in self._void
+    def _known(self, slots: Sequence[str]) -> list[Any]:
+        """What is known of this round's questions."""
+        return [self._answers.get((self._round, slot), _OPEN) for slot in slots]
 
-    def _ask(
-        self, slots: Sequence[str], agent: str, prompt: str, schema: dict[str, Any] | None
-    ) -> list[Ask]:
-        asks = []
-        for slot in slots:
-            place = (self._round, slot)
-            if not (place in self._asked or place in self._answers or place in self._void):
-                self._asked.add(place)
-                asks.append(Ask(self._round, slot, agent, prompt, schema))
-        return asks
+    def _ask(self, slots: Sequence[str], agent: str, words: Callable[[], _Words]) -> list[Ask]:
+        new = [slot for slot in slots if (self._round, slot) not in self._answers]
+        if not new:
+            return []
+        prompt, schema = words()
+        self._answers.update(((self._round, slot), _OPEN) for slot in new)
+        return [Ask(self._round, slot, agent, prompt, schema) for slot in new]
 
-    def _question(self) -> str:
+    def _question(self) -> _Words:
         if self._round == 1:
-            return self._prompt
+            return self._prompt, self.node.schema
         return (
             f"{self._prompt}\n\nThe best answer so far:\n{_text(self.value)}\n\n"
             "Give a better answer to the same request."
-        )
+        ), self.node.schema
 
-    def _ballot(self, values: list[Any]) -> tuple[str, dict[str, Any]]:
+    def _ballot(self, values: list[Any]) -> _Words:
         answers = "\n\n".join(f"Answer {i}:\n{_text(value)}" for i, value in enumerate(values))
         prompt = (
             f"Request:\n{self._prompt}\n\n{answers}\n\n"

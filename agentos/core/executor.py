@@ -52,10 +52,6 @@ class Executor:
     def __len__(self) -> int:
         return len(self._queued) + len(self._running)
 
-    def has_room(self, agent: str) -> bool:
-        """Whether a call to this agent would start at once."""
-        return self._free.get(agent, 0) > 0
-
     def start(self, call: m.Call) -> list[m.Send] | None:
         """Take a call only if it starts at once; `None`, and nothing changed, if it would wait."""
         return self.submit(call) if self._free.get(call.agent, 0) > 0 else None

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -36,6 +36,7 @@ _SCHEMA_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "additionalProperties": (dict, bool),
 }
 _LONGEST_CYCLE: Final = 12
+_Names = TypeVar("_Names", tuple[str, ...], list[str])
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -70,6 +71,11 @@ class Node(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not self.voter:
             msgspec.structs.force_setattr(self, "voter", self.agent)
+
+    @property
+    def lone(self) -> bool:
+        """Whether it is a single call, whose answer is the node's result."""
+        return self.rounds == 1 and self.samples == 1
 
     @property
     def dependencies(self) -> tuple[str, ...]:
@@ -110,7 +116,7 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
         Raises:
             LocalProtocolError: there is no such node.
         """
-        return self._of(self._dependents, name)
+        return tuple(self._of(self._dependents, name))
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -155,7 +161,7 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
             return values[names[0]]
         return {name: values[name] for name in names}
 
-    def _of(self, table: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...]:
+    def _of(self, table: Mapping[str, _Names], name: str) -> _Names:
         if name not in table:
             raise LocalProtocolError(f"there is no node {quote(name)} in this graph")
         return table[name]
@@ -165,12 +171,12 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
         return {name: node.dependencies for name, node in self.nodes.items()}
 
     @cached_property
-    def _dependents(self) -> Mapping[str, tuple[str, ...]]:
+    def _dependents(self) -> Mapping[str, list[str]]:
         dependents: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, needed in self._dependencies.items():
             for other in needed:
                 dependents[other].append(name)
-        return {name: tuple(others) for name, others in dependents.items()}
+        return dependents
 
 
 class Walk:
@@ -189,14 +195,10 @@ class Walk:
     def __init__(self, graph: Graph, done: Iterable[str] = ()) -> None:
         self._graph = graph
         self._done = set(done)
-        strangers = [name for name in self._done if name not in graph.nodes]
-        if strangers:
-            raise LocalProtocolError(f"there is no node {quote(min(strangers))} in this graph")
-        self._missing = {
-            name: len([other for other in graph.dependencies(name) if other not in self._done])
-            for name in graph.nodes
-            if name not in self._done
-        }
+        self._missing = {name: len(needed) for name, needed in graph._dependencies.items()}
+        for name in sorted(self._done):
+            for other in graph.dependents(name):
+                self._missing[other] -= 1
         self._fresh = [name for name, missing in self._missing.items() if not missing]
 
     @property
@@ -217,7 +219,7 @@ class Walk:
             LocalProtocolError: there is no such node, it has finished before, or something that it
                 needs has not finished. Nothing is changed.
         """
-        dependents = self._graph.dependents(name)
+        dependents = self._graph._of(self._graph._dependents, name)
         if name in self._done:
             raise LocalProtocolError(f"node {name!r} has finished already")
         if self._missing[name]:
@@ -225,10 +227,9 @@ class Walk:
         self._done.add(name)
         started = []
         for other in dependents:
-            if other not in self._done:
-                self._missing[other] -= 1
-                if not self._missing[other]:
-                    started.append(other)
+            self._missing[other] -= 1
+            if not self._missing[other] and other not in self._done:
+                started.append(other)
         return started
 
 
@@ -355,8 +356,8 @@ def _check_cycles(graph: Graph) -> None:
 def _is_in_order(graph: Graph) -> bool:
     """Whether each node is written after all that it needs, as most descriptions are."""
     before: set[str] = set()
-    for name in graph.nodes:
-        if not before.issuperset(graph.dependencies(name)):
+    for name, needed in graph._dependencies.items():
+        if not before.issuperset(needed):
             return False
         before.add(name)
     return True

@@ -22,9 +22,10 @@ from agentos.core.limits import MAX_DEPTH
 INPUT: Final = "input"
 """The root that stands for the task's input; so no node may have this name."""
 
-# No accepted value is deeper than MAX_DEPTH, so no longer path leads anywhere.
+# No accepted value is deeper than MAX_DEPTH, so no longer path leads anywhere. The literal first
+# character lets `re` skip what cannot match.
 _MARK: Final = re.compile(
-    rf"\$\$\{{|\$\{{(?:([A-Za-z0-9_-]{{1,64}})((?:\.[\w-]{{1,64}}){{0,{MAX_DEPTH}}})\}})?"
+    rf"\$(?:\$\{{|\{{(?:([A-Za-z0-9_-]{{1,64}})((?:\.[\w-]{{1,64}}){{0,{MAX_DEPTH}}})\}})?)"
 )
 """`$${`, or a reference with its root and its path, or a `${` that is not one."""
 _POSITION: Final = re.compile(r"0|[1-9][0-9]{0,8}")

@@ -7,7 +7,7 @@ at any point therefore leaves a database from which the next owner decides the s
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +39,19 @@ from agentos.core.rows import (
 from agentos.core.timers import patience
 
 
+class NodeRun(msgspec.Struct, gc=False):
+    """A node that is under way.
+
+    `held` is what follows from its answers (nothing more, if it is done), kept back while any of
+    its rows is `unsaved`; `None` when there is nothing to let go.
+    """
+
+    deliberation: Deliberation
+    usage: m.Usage = m.Usage()
+    unsaved: int = 0
+    held: list[Ask] | None = None
+
+
 class TaskRun:
     """The owner's side of one task, from its claim to its end.
 
@@ -59,25 +72,21 @@ class TaskRun:
         self.watchers: dict[str, bool] = {}
         self._graph = graph
         self._ctx = ctx
-        self._nodes: dict[str, Deliberation] = {}
+        self._nodes: dict[str, NodeRun] = {}
         self._values: dict[str, Any] = {"input": graph.input}
         self._usage = m.Usage()
-        self._costs: dict[str, m.Usage] = {}
         self.calls = Calls(run, ctx, self._event)
         self._unsaved: dict[str, m.Row] = {}
-        self._unsaved_of: defaultdict[str, int] = defaultdict(int)
-        self._after: dict[str, list[Ask]] = {}
         self._end: m.End | None = None
         self.doubtful = False
         self._yielding = False
         self._repeats = 0
-        self._saved: dict[str, list[tuple[int, str, Any]]] = {}
+        self._saved: dict[str, list[tuple[int, str, Saved]]] = {}
         for row in rows:
             self._load(row)
         done = [name for name in self._values if name != "input"]
         for name in done:
             self._saved.pop(name, None)
-            self._costs.pop(name, None)
         self._walk = Walk(graph, done)
         self._ready: deque[str] = deque()
         self._open = len(graph.nodes) - len(done)
@@ -86,7 +95,7 @@ class TaskRun:
         """Start every node that is ready."""
         out = self._event("started", proxy=self._ctx.address)
         if not self._open:
-            return out + self._save([], now)
+            return out + self._save_all(now)
         self._ready.extend(self._walk.ready())
         return out + self._start_ready(now)
 
@@ -95,34 +104,35 @@ class TaskRun:
     def answered(self, result: m.CallResult, now: float) -> list[m.Send]:
         """A call came back, with a value or an error; there is room for another."""
         flight = self.calls.answered(result)
-        if flight is None:
-            return self._start_ready(now)
-        out = [*self.calls.elsewhere(flight, result.proxy), *self._answered(flight, result, now)]
+        out = [] if flight is None else self._answered(flight, result, now)
         return out + self._start_ready(now) if self._ready else out
 
     def _answered(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
+        out = self.calls.elsewhere(flight, result.proxy)
+        if result.value is None:
+            return out + self._failed(flight, result, now)
+        most = self._ctx.limits.max_result_bytes
         try:
-            value = self._value(result)
+            value = jsontext.parse(result.value, max_bytes=most, where=result.row)
         except GraphError as error:
-            result = msgspec.structs.replace(
+            unusable = msgspec.structs.replace(
                 result, value=None, error=f"unusable answer: {error}", retryable=True
             )
-        if result.value is None:
-            return self._failed(flight, result, now)
+            return out + self._failed(flight, unusable, now)
         self.calls.done(result.row)
-        node, ask = flight.node, flight.ask
+        name, ask = flight.node, flight.ask
+        node = self._nodes[name]
         usage = usage_of(result)
-        self._costs[node] = self._costs[node] + usage if node in self._costs else usage
+        node.usage += usage
         self._usage += msgspec.structs.replace(usage, retries=0) if usage.retries else usage
-        self._nodes[node].answer(ask.round, ask.slot, value)
-        single = result if self._is_single(node) else None
-        rows = [] if single else [m.Row(result.row, answer_text(result, usage))]
-        out: list[m.Send] = []
+        node.deliberation.answer(ask.round, ask.slot, value)
         if self.watchers:
             event = "vote" if ask.slot.startswith("v") else "answer"
             text = excerpt(value, result.seconds)
-            out += self._event(event, node, ask.round, ask.slot, result.proxy, text)
-        return out + self._advance(node, rows, now, single)
+            out += self._event(event, name, ask.round, ask.slot, result.proxy, text)
+        # A node's only answer is its result: one row holds both.
+        row_id = name if node.deliberation.node.lone else result.row
+        return out + self._advance(node, [m.Row(row_id, answer_text(result, usage))], now)
 
     def peer_down(self, proxy: str, now: float) -> list[m.Send]:
         """A proxy is lost, and with it its calls; one that costs proxy after proxy has failed."""
@@ -135,30 +145,32 @@ class TaskRun:
         """Rows are durable (by this owner's hand): let go what was held back for them."""
         out: list[m.Send] = []
         doubtful, self.doubtful, self._repeats = self.doubtful, False, 0
-        saved = [(row_id, node_of(row_id)) for row_id in answer.nodes]
-        for row_id, node in saved:
-            if self._unsaved.pop(row_id, None) is not None:
-                self._unsaved_of[node] -= 1
+        confirmed: dict[str, NodeRun] = {}
+        for row_id in answer.nodes:
+            name = node_of(row_id)
+            if (node := self._nodes.get(name)) is not None:
+                confirmed[name] = node
+                if self._unsaved.pop(row_id, None) is not None:
+                    node.unsaved -= 1
         if not self._unsaved and (self._end is None or answer.ended):
             self._ctx.timers.cancel((self.task_id, ""))
         if answer.ended and self._end is not None:
             self.over = True
             ended = m.Ended(task_id=self.task_id, epoch=self.epoch, state=self._end.state)
-            finished = [name for name in self._after if self._nodes[name].done]
+            finished = [name for name, run in self._nodes.items() if run.deliberation.done]
             return [*self._finished(finished), m.Send(self._ctx.region, ended)]
-        held = list(self._after) if doubtful else [node for _, node in saved]
-        for node in dict.fromkeys(held):
+        for node in list(self._nodes.values()) if doubtful else confirmed.values():
             out += self._release(node, now)
         out += self._start_ready(now)
         if not self._open and not self._unsaved and self._end is None:
-            out += self._save([], now)
+            out += self._save_all(now)
         return out
 
     def due(self, row: str, now: float) -> list[m.Send]:
         """A deadline of this run: a silent store (""), or a call that should have come back."""
         if not row:
             self._repeats += 1
-            return self._save([], now)
+            return self._save_all(now)
         if self.doubtful:
             self._ctx.timers.set((self.task_id, row), now + self._ctx.limits.resend_s)
             return []
@@ -167,7 +179,7 @@ class TaskRun:
     def doubt(self, now: float) -> list[m.Send]:
         """Our loop stood still: start nothing until the store has confirmed the claim."""
         self.doubtful = True
-        return self._save([], now)
+        return self._save_all(now)
 
     def give_back(self) -> None:
         """Start nothing more: the task is to be handed back when what is in flight is saved."""
@@ -225,53 +237,52 @@ class TaskRun:
             prompt = node.prompt.render(self._values, self._ctx.limits.max_prompt_bytes)
         except PromptError as error:
             return self._fail(name, str(error), now)
-        self._nodes[name] = deliberation = Deliberation(node, prompt)
-        for round_, slot, value in self._saved.pop(name, []):
-            deliberation.answer(round_, slot, value)
-        return self._advance(name, [], now)
+        self._nodes[name] = run = NodeRun(Deliberation(node, prompt))
+        for round_, slot, saved in self._saved.pop(name, ()):
+            run.deliberation.answer(round_, slot, saved.value)
+            run.usage += saved.usage
+        return self._advance(run, [], now)
 
-    def _advance(
-        self, name: str, rows: list[m.Row], now: float, single: m.CallResult | None = None
-    ) -> list[m.Send]:
+    def _advance(self, node: NodeRun, rows: list[m.Row], now: float) -> list[m.Send]:
         """Take a node as far as its answers reach; save, and hold back what follows."""
-        deliberation = self._nodes[name]
-        asks = deliberation.advance()
-        if asks or deliberation.done:
-            self._after[name] = asks
-        if deliberation.done:
-            return self._conclude(name, rows, now, single)
-        return self._save(rows, now) if rows else self._release(name, now)
+        asks = node.deliberation.advance()
+        if node.deliberation.done:
+            node.held = []
+            return self._conclude(node, rows, now)
+        node.held = asks or node.held
+        return self._save(node, rows, now) if rows else self._release(node, now)
 
-    def _conclude(
-        self, name: str, rows: list[m.Row], now: float, single: m.CallResult | None = None
-    ) -> list[m.Send]:
+    def _conclude(self, node: NodeRun, rows: list[m.Row], now: float) -> list[m.Send]:
         """Save a node's result: with the answers to it that are not durable yet, or after them."""
-        waiting = self._unsaved_of[name]
-        ours = [r for r in self._unsaved.values() if node_of(r.node_id) == name] if waiting else []
-        together = [*ours, *rows, m.Row(name, self._node_result(name, single))]
-        if len(together) > 1 and len(pages(together, None, self._ctx.limits.page_bytes)) > 1:
-            return self._save(rows, now)
-        self._costs.pop(name, None)
-        self._values[name] = self._nodes[name].value
+        name, value = node.deliberation.node.name, node.deliberation.value
+        if not (rows and rows[-1].node_id == name):
+            ours = [r for r in self._unsaved.values() if node_of(r.node_id) == name]
+            result = node_text(value, node.deliberation.votes, node.usage)
+            together = [*ours, *rows, m.Row(name, result)]
+            if len(pages(together, None, self._ctx.limits.page_bytes)) > 1:
+                return self._save(node, rows, now) if rows else []
+            rows = together
+        self._values[name] = value
         self._open -= 1
-        return self._save(together, now)
+        return self._save(node, rows, now)
 
-    def _release(self, name: str, now: float) -> list[m.Send]:
-        if self._unsaved_of[name] or not self._may_start or name not in self._after:
+    def _release(self, node: NodeRun, now: float) -> list[m.Send]:
+        """Let go what a node's answers lead to, if they are durable."""
+        asks = node.held
+        if asks is None or node.unsaved or not self._may_start:
             return []
-        deliberation = self._nodes[name]
-        if deliberation.done and name not in self._values:
-            return self._conclude(name, [], now)
-        asks = self._after.pop(name)
-        if not deliberation.done:
-            most = self._ctx.limits.max_prompt_bytes
-            if asks and (fault := too_large(asks[0], most)):  # those of one round are the same
-                return self._fail(name, fault, now)
-            return self.calls.ask(deliberation.node, asks, self._graph.priority, now)
-        del self._nodes[name]
-        out = self._finished([name])
-        self._ready.extend(self._walk.finish(name))
-        return out
+        deliberation = node.deliberation
+        name = deliberation.node.name
+        if deliberation.done:
+            if name not in self._values:
+                return self._conclude(node, [], now)
+            del self._nodes[name]
+            self._ready.extend(self._walk.finish(name))
+            return self._finished([name])
+        node.held = None
+        if fault := too_large(asks[0], self._ctx.limits.max_prompt_bytes):  # one round's are alike
+            return self._fail(name, fault, now)
+        return self.calls.ask(deliberation.node, asks, self._graph.priority, now)
 
     def _failed(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         """Repeat the call, or go on without this vote, or fail the node and with it the task."""
@@ -285,9 +296,9 @@ class TaskRun:
             )
         self.calls.done(result.row)
         if ask.slot.startswith("v"):
-            self._nodes[flight.node].void(ask.round, ask.slot)
+            self._nodes[flight.node].deliberation.void(ask.round, ask.slot)
             out = self._event("void", flight.node, ask.round, ask.slot, result.proxy, result.error)
-            return out + self._advance(flight.node, [], now)
+            return out + self._advance(self._nodes[flight.node], [], now)
         tries = f"after {attempt + 1} attempts" if attempt else "at the first attempt"
         return self._fail(
             flight.node,
@@ -300,19 +311,23 @@ class TaskRun:
         error = f"node {name!r}: {reason}"
         response = self._response("failed", {"error": {"node": name, "reason": reason}})
         self._end = m.End("failed", response, error)
-        return [*self.calls.abort(), *self._save([], now)]
+        return [*self.calls.abort(), *self._save_all(now)]
 
     # -- the store -------------------------------------------------------------------------------
 
-    def _save(self, rows: list[m.Row], now: float) -> list[m.Send]:
-        """Write rows; with the end, or when the store was silent, everything not yet confirmed."""
-        again = not rows
+    def _save(self, node: NodeRun, rows: list[m.Row], now: float) -> list[m.Send]:
+        """Write rows of a node; if it was the last one, all that is not confirmed, and the end."""
         for row in rows:
             if row.node_id not in self._unsaved:
                 self._unsaved[row.node_id] = row
-                self._unsaved_of[node_of(row.node_id)] += 1
-        if again or not self._open:
-            rows = list(self._unsaved.values())
+                node.unsaved += 1
+        return self._write(rows, now) if self._open else self._save_all(now)
+
+    def _save_all(self, now: float) -> list[m.Send]:
+        """Write all that is not confirmed: with the end, or when the store was silent."""
+        return self._write(list(self._unsaved.values()), now)
+
+    def _write(self, rows: list[m.Row], now: float) -> list[m.Send]:
         ending = not self._open and self._end is None
         end = self._success() if ending else self._end
         parts = pages(rows, end, self._ctx.limits.page_bytes)
@@ -345,32 +360,12 @@ class TaskRun:
             return  # the description was replaced since, and has no such node any more
         saved: Saved = load(row, self._ctx.limits)
         if slot:
-            self._saved.setdefault(node, []).append((round_, slot, saved.value))
-            self._costs[node] = self._costs.get(node, m.Usage()) + saved.usage
+            self._saved.setdefault(node, []).append((round_, slot, saved))
             self._usage += saved.usage
         else:
             self._values[node] = saved.value
-            if self._is_single(node):
+            if self._graph.nodes[node].lone:
                 self._usage += saved.usage
-
-    def _is_single(self, name: str) -> bool:
-        """A node of one call: its answer is its result, and one row holds both."""
-        node = self._graph.nodes[name]
-        return node.rounds == 1 and node.samples == 1
-
-    def _node_result(self, name: str, single: m.CallResult | None) -> m.Json:
-        usage = self._costs.get(name, m.Usage())
-        if single is not None:
-            return answer_text(single, usage)
-        deliberation = self._nodes[name]
-        return node_text(deliberation.value, deliberation.votes, usage)
-
-    def _value(self, result: m.CallResult) -> Any:
-        if result.value is None:
-            return None
-        return jsontext.parse(
-            result.value, max_bytes=self._ctx.limits.max_result_bytes, where=result.row
-        )
 
     def _response(self, state: str, outcome: dict[str, Any]) -> m.Json:
         return response_text(self.task_id, state, outcome, self._usage)
