@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import orjson
 import pytest
@@ -16,7 +16,7 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import LocalProtocolError, RemoteProtocolError
 from agentos.core.limits import MAX_INT, Limits
 from agentos.core.routes import KINDS
-from agentos.runtime.wire import BUNDLE_BYTES, MAX_BUNDLE, JsonCodec, open_sealed
+from agentos.runtime.wire import _OPEN_ENDED, BUNDLE_BYTES, MAX_BUNDLE, JsonCodec, open_sealed
 from tests.strategies import JSON_VALUES, envelopes, messages
 
 LIMITS = Limits()
@@ -136,9 +136,29 @@ def test_damaged_bundles_raise_one_error(sent: list[m.Envelope], data: st.DataOb
     headers = orjson.loads(frames[1])
     header = headers[data.draw(st.integers(0, len(headers) - 1))]
     place = data.draw(st.integers(0, len(header) - 1))
-    header[place : place + 1] = data.draw(st.lists(JSON_VALUES | st.integers(), max_size=2))
+    header[place : place + 1] = data.draw(
+        st.lists(JSON_VALUES | st.integers(-(2**63), 2**64 - 1), max_size=2)
+    )
     frames[1] = orjson.dumps(headers)
     assert len(complaint_of(CODEC.decode, frames)) < 1_000
+
+
+@given(st.lists(envelopes(), min_size=1, max_size=3))
+def test_a_bundle_is_told_from_an_envelope(sent: list[m.Envelope]) -> None:
+    """Whoever is sent a bundle, even of one, knows that it may answer with bundles."""
+    assert all(CODEC.is_bundle(bundle.frames) for bundle in CODEC.encode_all(sent))
+    assert not any(CODEC.is_bundle(CODEC.encode(envelope)) for envelope in sent)
+
+
+def test_every_kind_that_holds_any_value_is_looked_at_strictly() -> None:
+    """What no type bounds is checked for depth and 64 bits, wherever the field was declared."""
+    assert {k for k, cls in KINDS.items() if Any in get_type_hints(cls).values()} == _OPEN_ENDED
+    assert {"say"} == _OPEN_ENDED
+
+
+def test_only_what_may_hold_any_object_is_searched_for_cycles() -> None:
+    """The collector passes over messages, but finds a cycle through a value of the user's own."""
+    assert {kind for kind, cls in KINDS.items() if cls.__struct_config__.gc} == _OPEN_ENDED
 
 
 def test_defaults_may_be_left_out() -> None:

@@ -198,7 +198,7 @@ class AgentRunner:
             there = ", ".join(sorted(self._desks)) or "none"
             reason = f"there is no agent {call.agent!r} here; there are: {there}"
             failure = AgentError(reason, retryable=False)
-            self._answer(invoke, results.failed(invoke, call, failure, m.Usage(calls=1), 0.0))
+            self._answer(invoke, results.result(invoke, call, failure, m.Usage(calls=1), 0.0))
             return
         run = self._running[key] = _Run(key, invoke, call, desk)
         if desk.free:
@@ -280,29 +280,18 @@ class AgentRunner:
             said = answer.value
             if request.schema is not None:
                 said = answers.meet(said, request.schema, max_bytes=self._max_bytes)
-            value = answers.encode(said, max_bytes=self._max_bytes)
+            outcome: str | AgentError = answers.encode(said, max_bytes=self._max_bytes)
         except AgentError as error:
-            failure = error
+            outcome = error
             if error.__cause__ is not None:
                 text = results.trace(error.__cause__)
                 log.debug("agent raised", task_id=call.task_id, row=call.row, exception=text)
         except Exception as error:  # noqa: BLE001 (a call without a result would wait for ever)
             reason = f"agent {call.agent!r} answered what cannot be read: {answers.describe(error)}"
-            failure = AgentError(reason, retryable=False)
+            outcome = AgentError(reason, retryable=False)
             text = results.trace(error)
             log.warning("unreadable", task_id=call.task_id, row=call.row, exception=text)
-        else:
-            return m.CallResult(
-                task_id=call.task_id,
-                epoch=call.epoch,
-                row=call.row,
-                attempt=call.attempt,
-                proxy=run.invoke.sender,
-                value=value,
-                usage=usage,
-                seconds=time.monotonic() - run.begun,
-            )
-        return results.failed(run.invoke, call, failure, usage, time.monotonic() - run.begun)
+        return results.result(run.invoke, call, outcome, usage, time.monotonic() - run.begun)
 
     async def _ask(self, run: _Run, request: AgentRequest) -> AgentAnswer:
         """Call the agent; anything that it does wrong is an `AgentError`."""

@@ -136,6 +136,8 @@ class Mailbox:
         turns = [(line.at, sender) for sender, line in self._lines.items() if line.waiting]
         heapq.heapify(turns)
         self._clock_s = max(self._clock_s, turns[0][0])
+        if len(turns) == 1:
+            return _first(self._lines[turns[0][1]].waiting, self._batch)
         batch: Batch = []
         while turns and len(batch) < self._batch:
             at, sender = heapq.heappop(turns)
@@ -184,27 +186,42 @@ class Mailbox:
 
     def _let_in(self) -> None:
         self._forget()
-        while self._held is None:
-            try:
-                self._sort(self._inlet.get_nowait())
-            except queue.Empty:
-                return
+        while self._held is None and not self._inlet.empty():  # nobody else takes from it
+            self._sort(self._inlet.get_nowait())
 
     def _sort(self, came: Batch | PykkaEnvelope[Any]) -> None:
         if isinstance(came, PykkaEnvelope):
             self._held = came
             return
         self._waiting += len(came)
+        line: Line | None = None
+        sender = ""
         for envelope in came:
-            line = self._lines.get(envelope.sender)
-            if line is None:
-                line = self._lines[envelope.sender] = Line(self._clock_s)
-            if not line.waiting:
-                line.at = max(line.at, self._clock_s)
+            if line is None or envelope.sender != sender:  # most batches are of one
+                sender = envelope.sender
+                line = self._line(sender)
             line.waiting.append(envelope)
+
+    def _line(self, sender: str) -> Line:
+        """This sender's line; one that was empty has its turn no earlier than now."""
+        line = self._lines.get(sender)
+        if line is None:
+            line = self._lines[sender] = Line(self._clock_s)
+        if not line.waiting:
+            line.at = max(line.at, self._clock_s)
+        return line
 
     def _patience(self) -> float:
         due = self.deadline()
         if due is None:
             return LONGEST_WAIT_S
         return min(LONGEST_WAIT_S, max(0.0, due - time.monotonic()))
+
+
+def _first(waiting: deque[m.Envelope], most: int) -> Batch:
+    """Take the first ones, at most so many."""
+    if len(waiting) > most:
+        return [waiting.popleft() for _ in range(most)]
+    batch = list(waiting)
+    waiting.clear()
+    return batch

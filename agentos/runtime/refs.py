@@ -65,15 +65,11 @@ class Asker:
 
     Args:
         switch: where questions go out and answers come in.
-        on_messages: takes what comes unasked (events, ends), in a thread of the switch's.
     """
 
-    def __init__(
-        self, switch: Switch, on_messages: Callable[[list[m.Envelope]], None] | None = None
-    ) -> None:
+    def __init__(self, switch: Switch) -> None:
         self.address = f"client/{switch.session[:12]}"
         self._switch = switch
-        self._on_messages = on_messages
         self._numbers = itertools.count(1)
         self._open: OrderedDict[str, Resolve] = OrderedDict()
         self._lock = threading.Lock()
@@ -110,20 +106,13 @@ class Asker:
             resolve(pykka.ActorDeadError("the switch was closed before the answer came"))
 
     def _deliver(self, batch: list[m.Envelope]) -> None:
-        unasked = []
         for envelope in batch:
-            resolve = None
-            if envelope.ref:
-                with self._lock:
-                    resolve = self._open.pop(envelope.ref, None)
             message = envelope.message
             assert isinstance(message, m.Message), "the switch opens what it delivers"
-            if resolve is None:
-                unasked.append(envelope)
-            else:
+            with self._lock:
+                resolve = self._open.pop(envelope.ref, None)
+            if resolve is not None:  # else it is late, or nobody asked
                 resolve(error_of(message) if isinstance(message, m.Refused) else message)
-        if unasked and self._on_messages is not None:
-            self._on_messages(unasked)
 
 
 class Ref:

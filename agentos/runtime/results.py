@@ -15,19 +15,21 @@ MAX_RETRY_AFTER_S = 86_400.0
 ERROR_CHARACTERS = 1_000
 
 
-def failed(
-    invoke: m.Envelope, call: m.Call, failure: AgentError, usage: m.Usage, seconds: float
+def result(
+    invoke: m.Envelope, call: m.Call, outcome: str | AgentError, usage: m.Usage, seconds: float
 ) -> m.CallResult:
-    """The result of a call that has none, and why."""
+    """What a call has come to: the JSON text of its value, or why there is none."""
+    failure = outcome if isinstance(outcome, AgentError) else None
     return m.CallResult(
         task_id=call.task_id,
         epoch=call.epoch,
         row=call.row,
         attempt=call.attempt,
         proxy=invoke.sender,
-        error=answers.quote(failure.reason, ERROR_CHARACTERS),
-        retryable=failure.retryable,
-        retry_after_s=failure.retry_after_s,
+        value=None if isinstance(outcome, AgentError) else outcome,
+        error="" if failure is None else answers.quote(failure.reason, ERROR_CHARACTERS),
+        retryable=failure is not None and failure.retryable,
+        retry_after_s=None if failure is None else failure.retry_after_s,
         usage=usage,
         seconds=seconds,
     )

@@ -231,7 +231,7 @@ class Uplink:
     def _probe_due(self) -> float:
         """When the thread probes by itself; later where what is sent takes the probes along."""
         ping_s = self._limits.link_ping_s
-        along = self._sent_at > time.monotonic() - ping_s and self._all_welcomed()
+        along = self._sent_at > time.monotonic() - SELDOM * ping_s and self._all_welcomed()
         return self._probed_at + ping_s * (SELDOM if along else 1.0)
 
     def _all_welcomed(self) -> bool:

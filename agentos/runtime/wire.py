@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_type_hints
+from typing import Any, Final
 
 import msgspec
 import orjson
@@ -52,7 +52,7 @@ _MAX_HEADERS: Final = MAX_BUNDLE * 8 * _MAX_HEADER
 _KNOWN: Final = 65_536
 """Headers that are remembered as good ones."""
 _OPEN_ENDED: Final = frozenset(
-    kind for kind, cls in KINDS.items() if Any in get_type_hints(cls).values()
+    kind for kind, cls in KINDS.items() if "Any" in cls.__annotations__.values()
 )
 """Kinds with a field of any JSON value; every other field has a type that bounds it."""
 _KIND_OF: Final[Mapping[type[Message], str]] = {cls: kind for kind, cls in KINDS.items()}
@@ -121,7 +121,7 @@ class JsonCodec:
             RemoteProtocolError: these are not exactly one envelope, or one bundle, of a version
                 that is spoken here, or a frame is over its bound.
         """
-        if frames and frames[0] == BUNDLE:
+        if self.is_bundle(frames):
             return self._unbundle(frames)
         if not frames or frames[0] != VERSION:
             raise RemoteProtocolError(_version_fault(frames))
@@ -134,6 +134,10 @@ class JsonCodec:
         except UnicodeDecodeError as error:
             raise RemoteProtocolError(f"a header frame is not UTF-8: {error}") from None
         return [self._sealed(to, sender, ref, kind, frames[-1])]
+
+    def is_bundle(self, frames: Sequence[bytes]) -> bool:
+        """Whether these are a bundle, of however many envelopes."""
+        return bool(frames) and frames[0] == BUNDLE
 
     def _unbundle(self, frames: Sequence[bytes]) -> list[Envelope]:
         if len(frames) != BUNDLE_FRAMES or len(frames[1]) > _MAX_HEADERS:
