@@ -14,11 +14,12 @@ from agentos.core.routes import KINDS
 INTEGERS = st.integers(-MAX_INT - 1, MAX_INT)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=30)
+KEYS = TEXTS.filter(lambda text: "\0" not in text)
 ADDRESSES = st.from_regex(r"[a-z]{1,10}(/[A-Za-z0-9._-]{1,10}){0,3}", fullmatch=True)
 REFS = st.from_regex(r"[A-Za-z0-9._-]{0,64}", fullmatch=True)
 JSON_VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | INTEGERS | FLOATS | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=12,
 )
 """Any value that JSON can carry to every 64-bit reader."""

@@ -42,6 +42,39 @@ def test_our_own_pause_accuses_nobody() -> None:
     assert peers.newly_suspected(62.0) == ["a"]
 
 
+def silent_of(all_: int, silent: int, until: float) -> int:
+    """How many of `all_` peers are suspected at `until`, when so many are silent from 0.0 on."""
+    peers: Liveness[None] = Liveness(SUSPICION_S)
+    now = 0.0
+    while now <= until:
+        for i in range(all_):
+            if now == 0.0 or i >= silent:
+                peers.heard(str(i), None, now)
+        peers.newly_suspected(now)
+        now += 0.25
+    return sum(peer.suspected for _, peer in peers.items())
+
+
+def test_most_of_many_are_slow_together_rather_than_dead() -> None:
+    """Most of many silent at once are given four times as long; a few, or the minority, are not."""
+    assert silent_of(20, 11, until=5.0) == 0
+    assert silent_of(20, 11, until=7.0) == 11
+    assert silent_of(20, 10, until=2.0) == 10
+    assert silent_of(7, 7, until=2.0) == 7
+
+
+def test_a_peer_that_rests_is_given_longer() -> None:
+    """A peer that has said that it has nothing to do is expected less often."""
+    peers: Liveness[None] = Liveness(SUSPICION_S, 3 * SUSPICION_S)
+    for address in ("busy", "resting"):
+        peers.heard(address, None, 0.0)
+    peer = peers.get("resting")
+    assert peer is not None
+    peer.resting = True
+    suspected = {n / 4: peers.newly_suspected(n / 4) for n in range(1, 25)}
+    assert {t: who for t, who in suspected.items() if who} == {1.75: ["busy"], 4.75: ["resting"]}
+
+
 def test_the_long_dead_are_forgotten() -> None:
     """A peer that never comes back does not stay in the list for ever; a living one does."""
     peers: Liveness[str] = Liveness(SUSPICION_S)

@@ -417,7 +417,7 @@ def test_lost_answers_of_the_store_are_asked_for_again(
     (task,) = cluster.start(text)
     cluster.run_steps(50)
     cluster.kill("proxy/r0/0")
-    cluster.finish(task)
+    cluster.finish(task, max_s=1_000)  # ten losses in a row cost a minute: each wait is longer
     cluster.check_succeeded(task)
 
 

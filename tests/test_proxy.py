@@ -149,7 +149,7 @@ def test_an_answer_counts_although_its_placing_was_lost() -> None:
 def test_an_answer_of_the_proxy_before_counts() -> None:
     """A call that was placed a second time is answered by the first of the two; the other stops."""
     machine, call = running()
-    tell(machine, REGION, m.PeerDown(proxy=OTHER))
+    tell(machine, REGION, m.PeerDown(proxies=(OTHER,)))
     tell(machine, REGION, placed(call, "proxy/r0/2"))
     assert kinds(tell(machine, OTHER, result(call, OTHER))) == [
         ("proxy/r0/2", m.AbortCalls),
@@ -290,6 +290,19 @@ def test_its_heartbeat_names_what_it_holds() -> None:
     tell(machine, REGION, run(1))
     tell(machine, REGION, run(2, E12, saved=1))
     assert set(beat(machine).claims) == {m.Held(1, E11), m.Held(2, E12)}
+
+
+def test_it_says_seldom_that_it_has_nothing_to_do() -> None:
+    """An idle proxy's heartbeats are further apart; with a task they come as often as ever."""
+    machine, limits = proxy(), Limits()
+    idle_s = limits.idle_factor * limits.heartbeat_s
+    assert machine.next_deadline() == idle_s
+    beat(machine)
+    assert machine.next_deadline() == 2 * idle_s
+    tell(machine, REGION, run(1), now=2.0)
+    assert machine.next_deadline() == 2.0 + limits.heartbeat_s
+    beat(machine)
+    assert machine.next_deadline() == 2.0 + 2 * limits.heartbeat_s
 
 
 def test_single_calls_spread_when_home_is_full() -> None:

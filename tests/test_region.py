@@ -237,9 +237,41 @@ def test_a_silent_proxy_is_replaced() -> None:
         now += 0.25
         tell(machine, other, beat(), now)
         sends += tell(machine, ME, m.Tick(), now)
-    assert [s.message for s in sends if s.to == other] == [m.PeerDown(proxy=owner)]
+    assert [s.message for s in sends if s.to == other] == [m.PeerDown(proxies=(owner,))]
     (claim,) = {s.message for s in sends if isinstance(s.message, m.Claim)}
     assert (claim.expected, claim.owner) == (E11, other)
+
+
+def test_one_that_rests_is_expected_at_once_when_it_is_given_something() -> None:
+    """An idle proxy may be silent for longer; with a task its silence is noticed as fast as any."""
+    machine = region(P0)
+    looks = [n / 4 for n in range(1, 13)]
+    assert not any(tell_down(machine, now) for now in looks)  # three seconds: it rests
+    (claim,) = tell(machine, "gateway/a", assign(), 3.0)
+    tell(machine, "store", claimed(claim.message), 3.0)
+    looks = [3 + n / 4 for n in range(1, 13)]
+    assert next(now for now in looks if tell_down(machine, now)) == 5.0
+
+
+def tell_down(machine: RegionMachine, now: float) -> bool:
+    """Whether the region hands its task back for want of a proxy, or takes its owner for dead."""
+    sends = tell(machine, ME, m.Tick(), now)
+    reports = [s.message for s in sends if isinstance(s.message, m.RegionBeat)]
+    return any(isinstance(s.message, m.Declined) for s in sends) or any(
+        not info.alive for report in reports for info in report.proxies
+    )
+
+
+def test_many_that_come_at_once_are_one_report() -> None:
+    """A thousand proxies that greet together cost one report, not one of all for each."""
+    machine = region()
+    sends = []
+    for number in range(1_000):
+        sends += tell(machine, f"proxy/r0/{number}", beat(), now=1.0 + number / 10_000)
+    assert sends == []
+    (report,) = tell(machine, ME, m.Tick(), now=1.2)
+    assert isinstance(report.message, m.RegionBeat)
+    assert len(report.message.proxies) == 1_000
 
 
 # -- calls -----------------------------------------------------------------------------------------

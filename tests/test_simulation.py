@@ -145,10 +145,10 @@ def announces_at_once(self: Any, q: m.Submit, e: m.Envelope, now: float) -> list
     return [m.Send(e.sender, m.Submitted(task_id=1, state="accepted", created=True), e.ref), *sends]
 
 
-def held_back_by_nothing(self: Any, name: str, now: float) -> list[m.Send]:
+def held_back_by_nothing(self: Any, node: Any, now: float) -> list[m.Send]:
     """An owner that goes on before what it rests on is saved."""
-    self._unsaved_of.clear()
-    return release(self, name, now)
+    node.unsaved = 0
+    return release(self, node, now)
 
 
 record, submit, release = MemoryDatabase.record, GatewayMachine._submit, TaskRun._release

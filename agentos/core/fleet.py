@@ -15,8 +15,8 @@ class Fleet(Liveness[m.ProxyBeat]):
     to collect it for each task than everything else that is done for one.
     """
 
-    def __init__(self, suspicion_s: float) -> None:
-        super().__init__(suspicion_s)
+    def __init__(self, suspicion_s: float, resting_s: float | None = None) -> None:
+        super().__init__(suspicion_s, resting_s)
         self._owned: dict[str, int] = {}
         self._room: dict[str, float] = {}
         self._agents: frozenset[str] | None = None
@@ -31,12 +31,24 @@ class Fleet(Liveness[m.ProxyBeat]):
         return news
 
     def newly_suspected(self, now: float) -> list[str]:
-        """The proxies whose silence has become too long since the last call."""
+        """The proxies whose silence has become too long since the last call.
+
+        One that was given something has said last that it would rest: its lease begins anew.
+        """
+        for address, peer in self.items():
+            rests = self._rests(address, peer)
+            if peer.resting and not rests:
+                peer.seen_at = now
+            peer.resting = rests
         suspects = super().newly_suspected(now)
         for address in suspects:
             self._refresh(address)
             self._agents = None
         return suspects
+
+    def _rests(self, address: str, peer: Peer[m.ProxyBeat]) -> bool:
+        given = peer.given or address in self._owned
+        return not (given or peer.beat.calls or peer.beat.claims)
 
     def owns(self, address: str, tasks: int) -> None:
         """A proxy owns so many tasks now."""

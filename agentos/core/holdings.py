@@ -35,6 +35,16 @@ class Holding(msgspec.Struct):
     watchers: dict[str, None] = msgspec.field(default_factory=dict)
     """Clients that want to hear of its progress."""
 
+    def awaits(self, q: m.Claimed) -> bool:
+        """Whether this can be the answer to the claim under way, and not to one before it."""
+        claim = self.claim
+        if claim is None or not self.claiming:
+            return False
+        if q.granted:
+            return q.epoch == claim.expected.next_regional() and q.owner == claim.owner
+        passed = q.epoch > claim.expected or q.region != claim.region
+        return passed or (q.state in m.TERMINAL and q.epoch == claim.expected)
+
     def introduce(self, task_id: int) -> list[m.Send]:
         """Tell who watches of the owner, and the owner of who watches."""
         out = []

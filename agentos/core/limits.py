@@ -29,6 +29,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How often a proxy tells its region, and a region its gateway, that its actor is alive."""
     suspect_after: int = 3
     """Heartbeats that must be missed before a peer is suspected; one late message is not a death."""
+    idle_heartbeats: int = 2
+    """A proxy that has nothing to do says so only every so many heartbeats (at most as many as may be
+    missed, should it be given something and not hear of it), and is suspected so much later."""
     sweep_s: float = 1.0
     """How often a role looks in the database for what a lost message left undone."""
     resend_s: float = 1.0
@@ -107,6 +110,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def suspicion_s(self) -> float:
         """Seconds of silence after which a peer is suspected."""
         return self.heartbeat_s * self.suspect_after
+
+    @property
+    def idle_factor(self) -> int:
+        """How much less often a proxy that has nothing to do is heard."""
+        return min(self.idle_heartbeats, self.suspect_after - 1)
 
     def check(self) -> Limits:
         """Return these limits if they fit together.

@@ -15,16 +15,22 @@ BeatT = TypeVar("BeatT")
 FORGET_AFTER = 200
 """Suspicion times after which a dead peer is not even listed any more: five minutes by default."""
 
+MANY, COMMON_CAUSE = 8, 4
+"""From how many peers that are silent at once, if most are, one cause is presumed; and for how many
+suspicion times they are waited for then."""
+
 
 class Peer(Generic[BeatT]):
     """One peer: its last heartbeat, when it came, and what was given to it since."""
 
-    __slots__ = ("beat", "given", "seen_at", "suspected")
+    __slots__ = ("beat", "given", "resting", "seen_at", "suspected")
 
     def __init__(self, beat: BeatT, now: float) -> None:
         self.beat = beat
         self.seen_at = now
         self.given = 0
+        self.resting = False
+        """Whether it is expected less often, because it has nothing to do."""
         self.suspected = False
 
 
@@ -33,10 +39,12 @@ class Liveness(Generic[BeatT]):
 
     Args:
         suspicion_s: seconds of silence after which a peer is suspected.
+        resting_s: the same for a peer that has nothing to do.
     """
 
-    def __init__(self, suspicion_s: float) -> None:
+    def __init__(self, suspicion_s: float, resting_s: float | None = None) -> None:
         self._suspicion_s = suspicion_s
+        self._resting_s = suspicion_s if resting_s is None else resting_s
         self._peers: dict[str, Peer[BeatT]] = {}
         self._last_check: float | None = None
 
@@ -54,20 +62,37 @@ class Liveness(Generic[BeatT]):
         """The peers whose silence has become too long since the last call.
 
         If this has not been called for longer than the suspicion time, it was our own loop that
-        stood still: everybody gets a fresh lease instead of being accused of our pause.
+        stood still: everybody gets a fresh lease instead of being accused of our pause. And if
+        most of many peers are silent at once, they are rather slow together (an overloaded machine
+        or network, or ourselves) than dead together: to replace them all would only add to the
+        load, so each is given several times as long (the thought of Lifeguard: Dadgar, Phillips
+        and Currey, "Lifeguard: local health awareness for more accurate failure detection", 2018).
         """
         stalled = self._last_check is not None and now - self._last_check > self._suspicion_s
         self._last_check = now
-        suspects = []
-        for address, peer in self._peers.items():
-            if peer.suspected:
-                continue
-            if stalled:
+        if stalled:
+            for _, peer in self.living():
                 peer.seen_at = now
-            elif now - peer.seen_at > self._suspicion_s:
-                peer.suspected = True
-                suspects.append(address)
-        return suspects
+            return []
+        silent = self._silent(now, 1)
+        if silent and self._one_cause(len(silent), sum(1 for _ in self.living())):
+            silent = self._silent(now, COMMON_CAUSE)
+        for _, peer in silent:
+            peer.suspected = True
+        return [address for address, _ in silent]
+
+    def _one_cause(self, silent: int, living: int) -> bool:
+        """Whether so many are silent at once that there is likely one reason for it."""
+        return silent >= MANY and 2 * silent > living
+
+    def _silent(self, now: float, times: int) -> list[tuple[str, Peer[BeatT]]]:
+        """Those that have been silent for longer than so many times what is allowed."""
+        busy, resting = times * self._suspicion_s, times * self._resting_s
+        return [
+            (address, peer)
+            for address, peer in self.living()
+            if now - peer.seen_at > (resting if peer.resting else busy)
+        ]
 
     def forget_silent(self, now: float) -> None:
         """Drop those that have been suspected for so long that nobody asks after them."""

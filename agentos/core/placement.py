@@ -31,6 +31,17 @@ class Placing(msgspec.Struct):
     repeats: int = 0
 
 
+class Regions(Liveness[m.RegionBeat]):
+    """Living and suspected regions, as their heartbeats describe them.
+
+    When all are silent there is nobody who could take their tasks over: to wait costs nothing, and
+    an overloaded machine's only region keeps what it has.
+    """
+
+    def _one_cause(self, silent: int, living: int) -> bool:
+        return silent == living
+
+
 class Placement:
     """Regions, their room, the backlog, and the claims that connect them.
 
@@ -41,7 +52,7 @@ class Placement:
     """
 
     def __init__(self, claimant: str, limits: Limits, balancer: Balancer) -> None:
-        self.regions: Liveness[m.RegionBeat] = Liveness(limits.suspicion_s)
+        self.regions = Regions(limits.suspicion_s)
         self.placed = 0
         self._claimant = claimant
         self._limits = limits

@@ -67,6 +67,8 @@ class ProxyMachine:
             policy=policy,
         )
         self._seen_at: float | None = None
+        self._resting = False
+        """Whether the next heartbeat was put off because there was nothing to do."""
         self._yielding: set[int] = set()
         self._floors = Floors(REMEMBERED)
         self._draining = False
@@ -112,6 +114,9 @@ class ProxyMachine:
                     inbox.append(m.Envelope(self.address, self.address, send.message, send.ref))
                 else:
                     out.append(send)
+        if self._resting and self._busy:
+            self._resting = False
+            self._timers.set(BEAT, now + self._limits.heartbeat_s)
         return out + self._hand_back() if self._yielding else out
 
     def next_deadline(self) -> float | None:
@@ -218,8 +223,7 @@ class ProxyMachine:
 
     def _stop(self, stop: m.Stop, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         out = self._executor.abort(stop.task_id, stop.epoch)
-        held = self._held(stop.task_id)
-        if held is None or held < stop.epoch:
+        if (held := self._held(stop.task_id)) is None or held < stop.epoch:
             self._floors.lift(stop.task_id, stop.epoch)
             out += self._give_up(stop.task_id)
         return out
@@ -326,11 +330,13 @@ class ProxyMachine:
         return task if task is not None and task.epoch == q.epoch else None
 
     def _peer_down(self, down: m.PeerDown, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        if down.proxy == self.address:
-            return []  # we know better
-        out = self._executor.abort_owner(down.proxy)
-        for task in self._runs.values():
-            out += task.peer_down(down.proxy, now)
+        out: list[m.Send] = []
+        for proxy in down.proxies:
+            if proxy == self.address:
+                continue  # we know better
+            out += self._executor.abort_owner(proxy)
+            for task in self._runs.values():
+                out += task.peer_down(proxy, now)
         return out
 
     # -- the end -----------------------------------------------------------------------------------
@@ -338,7 +344,11 @@ class ProxyMachine:
     @property
     def drained(self) -> bool:
         """Whether nothing is held and nothing runs, after a `Drain`."""
-        return self._draining and not (self._runs or self._loading or len(self._executor))
+        return self._draining and not self._busy
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._runs or self._loading or len(self._executor))
 
     def _drain(self, q: m.Drain) -> list[m.Send]:
         """Take nothing more, and hand back what is held; with `abort` whatever is in flight."""
@@ -367,7 +377,9 @@ class ProxyMachine:
         for key in self._timers.pop_due(now):
             task_id, what = key
             if key == BEAT:
-                self._timers.set(BEAT, now + self._limits.heartbeat_s)
+                self._resting = not self._busy
+                beats = self._limits.idle_factor if self._resting else 1
+                self._timers.set(BEAT, now + beats * self._limits.heartbeat_s)
                 out.append(m.Send(self._region, self._beat()))
             elif what == LOAD and task_id in self._loading:
                 out += self._load(task_id, now)

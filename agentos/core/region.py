@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -17,6 +18,8 @@ from agentos.core.timers import Timers, patience
 BEAT, SWEEP, LOOK = (0, "beat"), (0, "sweep"), (0, "look")
 CLAIM = "claim"
 PAGE = 1_000
+SOON = 0.1
+"""Heartbeats that must be between two reports, even if there is news."""
 
 
 class RegionMachine:
@@ -41,7 +44,7 @@ class RegionMachine:
         self._limits = limits
         self._incarnation = incarnation
         self._balancer = balancer or LeastLoaded()
-        self._proxies = Fleet(limits.suspicion_s)
+        self._proxies = Fleet(limits.suspicion_s, limits.suspicion_s * limits.idle_factor)
         self._places = Places(address, self._proxies, self._balancer, limits.heartbeat_s)
         self._tasks = Holdings(self._proxies.owns)
         self._timers: Timers[tuple[int, str]] = Timers()
@@ -49,6 +52,7 @@ class RegionMachine:
             self._timers.set(key, 0.0)
         self._missing: dict[str, float] = {}
         """Agents that calls have asked for and that nobody here offers any more, and since when."""
+        self._reported_at = -math.inf
         self._settled = False
         self._draining = False
         self._sweep = Sweep()
@@ -145,9 +149,7 @@ class RegionMachine:
 
     def _claimed(self, q: m.Claimed, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
         task = self._tasks.get(q.task_id)
-        if task is None or not task.claiming or task.claim is None:
-            return []
-        if not _answers(q, task.claim):
+        if task is None or not task.awaits(q):
             return []
         task.claiming, task.repeats = False, 0
         self._timers.cancel((q.task_id, CLAIM))
@@ -235,7 +237,7 @@ class RegionMachine:
         news = self._proxies.heard(sender, q, now) or (
             known is None or restarted or known.beat.offers != q.offers
         )
-        out = self._bury(sender, now) if restarted else []
+        out = self._bury([sender], now) if restarted else []
         held = {claim.task_id: claim.epoch for claim in q.claims}
         for task_id, epoch in held.items():
             newest = self._tasks.newest(task_id)
@@ -247,20 +249,22 @@ class RegionMachine:
                 continue
             # It never heard of the task, or has ended it: the claim's answer says which.
             out += self._send_claim(task_id, now) if task.claim else self._claim_for(task_id, now)
-        return [m.Send(m.GATEWAY, self._report()), *out] if news else out
+        if news:  # a thousand that come together are one report, not a thousand long ones
+            soon = self._reported_at + SOON * self._limits.heartbeat_s
+            self._timers.set(BEAT, max(now, soon))
+        return out
 
-    def _bury(self, proxy: str, now: float) -> list[m.Send]:
-        """A proxy is gone: its tasks get another owner, its calls another place."""
-        out = [
-            m.Send(other, m.PeerDown(proxy=proxy))
-            for other, _ in self._proxies.living()
-            if other != proxy
-        ]
-        for task_id, task in self._tasks.of(proxy):
+    def _bury(self, gone: Collection[str], now: float) -> list[m.Send]:
+        """Proxies are gone: their tasks get other owners, their calls other places."""
+        if not gone:
+            return []
+        down = m.PeerDown(proxies=tuple(gone))
+        out = [m.Send(other, down) for other, _ in self._proxies.living() if other not in gone]
+        for task_id, task in [held for proxy in gone for held in self._tasks.of(proxy)]:
             if task.claiming:
                 task.widowed = True  # another claim follows when this one is answered
             else:
-                out += self._claim_for(task_id, now, (proxy,), lost=True)
+                out += self._claim_for(task_id, now, gone, lost=True)
         return out
 
     def _place(self, q: m.Place, sender: str, now: float) -> list[m.Send]:
@@ -289,12 +293,12 @@ class RegionMachine:
         out: list[m.Send] = []
         for key in self._timers.pop_due(now):
             if key == BEAT:
+                self._reported_at = now
                 self._timers.set(BEAT, now + self._limits.heartbeat_s)
                 out.append(m.Send(m.GATEWAY, self._report()))
             elif key == LOOK:
                 self._timers.set(LOOK, now + self._limits.heartbeat_s / 2)
-                for proxy in self._proxies.newly_suspected(now):
-                    out += self._bury(proxy, now)
+                out += self._bury(self._proxies.newly_suspected(now), now)
                 self._proxies.forget_silent(now)
                 for agent in self._missing.keys() & self._proxies.agents():
                     del self._missing[agent]
@@ -389,11 +393,3 @@ class RegionMachine:
             agents=tuple(sorted(self._proxies.agents())),
             proxies=self._proxies.report(),
         )
-
-
-def _answers(q: m.Claimed, claim: m.Claim) -> bool:
-    """Whether this can be the answer to this claim, and not to one before it."""
-    if q.granted:
-        return q.epoch == claim.expected.next_regional() and q.owner == claim.owner
-    passed = q.epoch > claim.expected or q.region != claim.region
-    return passed or (q.state in m.TERMINAL and q.epoch == claim.expected)

@@ -81,6 +81,8 @@ def describe(message: Any) -> str:
         words += [f"end {message.end.state}"] if message.end else []
     elif isinstance(message, m.Recorded):
         words += message.nodes
+    elif isinstance(message, m.PeerDown):
+        words += message.proxies
     elif isinstance(message, m.Claimed):
         words.insert(1, "granted" if message.granted else "refused")
     elif isinstance(message, m.TasksFound):

@@ -134,9 +134,9 @@ class ProxyBeat(Message, frozen=True, kw_only=True):
 
 
 class PeerDown(Message, frozen=True, kw_only=True):
-    """A proxy of the region is suspected dead: calls that were placed there need another place."""
+    """Proxies of the region are suspected dead: calls that were placed there need another place."""
 
-    proxy: Address
+    proxies: tuple[Address, ...]
 
 
 # -- one agent call: owner -> (region ->) executor -> agents, and back -----------------------------
