@@ -32,10 +32,10 @@ types: $(VENV)/.ready-dev  ## mypy --strict on the package as it installs
 
 check: lint types test  ## all three
 
-bench: $(VENV)/.ready-dev  ## every goal of speed with its figure on this machine
+bench: $(VENV)/.ready-dev  ## every goal of speed with its figure on this machine (about 14 minutes)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
-bench-peers: $(VENV)/.ready-dev  ## the same job on other runners, each in build/peers, beside ours
+bench-peers: $(VENV)/.ready-dev  ## the same job on other runners, in build/peers (about 20 minutes)
 	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
 bench-profile: $(VENV)/.ready-dev  ## where a task's time goes: docs/images/task-life.png

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import orjson
 import zmq
 
+from benchmarks import children
+
 NEXT = {"n1": ("a", "b", "c"), "a": ("z",), "b": ("z",), "c": ("z",), "z": ()}
 NEEDS = {"a": 1, "b": 1, "c": 1, "z": 3}
 BATCH = 256
@@ -224,8 +226,7 @@ def measured(tasks: int, in_flight: int | None = None) -> dict[str, float]:
     """The same in a fresh process."""
     arguments = map(str, itertools.chain([tasks], [] if in_flight is None else [in_flight]))
     command = [sys.executable, "-m", "benchmarks.ceiling", *arguments]
-    output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    figures: dict[str, float] = json.loads(output)
+    figures: dict[str, float] = json.loads(children.output(command))
     return figures
 
 

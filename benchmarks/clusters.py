@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import psutil
 
 from agentos import AsyncClient, Cluster, EchoAgent
 from agentos.core.ports import Agent
+from benchmarks import children
 from benchmarks.job import WrongCount
 
 CLIENT_S = 120.0
@@ -82,7 +82,7 @@ def kind(role: str) -> str:
 def cpu_s(*pids: int) -> float:
     """CPU seconds that these processes have used so far."""
     times = [psutil.Process(pid).cpu_times() for pid in pids]
-    return sum(t.user + t.system for t in times)
+    return float(sum(t.user + t.system for t in times))
 
 
 def all_cpu_s(up: Up | None) -> float:
@@ -148,5 +148,4 @@ def _up(topology: Topology, config: str, data: Path, env: dict[str, str]) -> Ite
                 raise WrongCount("`agentos up` has not started")
             yield Up(json.loads(line)["url"], data, process.pid)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            children.end(process)

@@ -8,14 +8,16 @@ import platform
 import sqlite3
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 WIDTH = 150
@@ -72,22 +74,38 @@ class Figure:
         """Whether the goal is met, and by what factor the figure lies beside it."""
         if self.goal is None:
             return ""
-        if self.goal.met(self.median):
-            return "yes"
+        met = self.goal.met(self.median)
+        words = "yes" if met else "no"
         if not self.goal.bound or self.median <= 0:
-            return "no"
+            return words
         factor = self.median / self.goal.bound
-        return f"no ({factor if factor > 1 else 1 / factor:.1f} times off)"
+        factor = max(factor, 1 / factor)
+        if met and factor < 1.05:
+            return words
+        decimals = 0 if factor >= 10 else 1 if factor >= 1.05 else 2
+        return f"{words} ({factor:.{decimals}f} times {'better' if met else 'off'})"
 
-    def columns(self) -> tuple[str, str, str, str, str]:
-        """What, the median, its spread, the goal, and whether it is met."""
+    def columns(self) -> tuple[str, ...]:
+        """The part, what, the median, its spread, the goal, and whether it is met."""
         few = len(self.values) < 2
         spread = "" if few else f"{_short(min(self.values))} to {_short(max(self.values))}"
         figure = f"{_short(self.median)} {self.unit}"
-        return self.what, figure, spread, str(self.goal or ""), self.verdict
+        return self.part, self.what, figure, spread, str(self.goal or ""), self.verdict
 
 
-HEAD = ("what", "figure (median)", "smallest to largest", "goal", "met")
+@dataclass(frozen=True)
+class Failure:
+    """A part, or a run of it, that has no figure; and why."""
+
+    part: str
+    why: str
+
+    def columns(self) -> tuple[str, ...]:
+        """As a figure's."""
+        return self.part, f"FAILED: {self.why}", "", "", "", ""
+
+
+HEAD = ("part", "what", "figure (median)", "smallest to largest", "goal", "met")
 
 
 @dataclass
@@ -95,25 +113,31 @@ class Measured:
     """What a run of the benchmark has found so far."""
 
     figures: list[Figure] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
-    """Counts that are not as they must be: a benchmark of wrong results is worth nothing."""
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def lines(self) -> list[Figure | Failure]:
+        """The figures, and behind those of each part what failed of it."""
+        lines: list[Figure | Failure] = [*self.figures, *self.failures]
+        parts = list(dict.fromkeys(line.part for line in lines))
+        return sorted(lines, key=lambda line: parts.index(line.part))
 
     def table(self, title: str) -> Table:
         """For a terminal."""
         table = Table(title=title)
-        for name, align in zip(HEAD, ("left", "right", "right", "right", "left"), strict=True):
-            table.add_column(name, justify=align)  # type: ignore[arg-type]
+        for name in HEAD:
+            table.add_column(name, justify="right" if name in HEAD[2:5] else "left")
         part = ""
-        for figure in self.figures:
-            if part and figure.part != part:
+        for line in self.lines:
+            if part and line.part != part:
                 table.add_section()
-            part = figure.part
-            table.add_row(*figure.columns())
+            part = line.part
+            table.add_row(*map(escape, line.columns()))
         return table
 
     def markdown(self) -> str:
         """For a document."""
-        return markdown_table(HEAD, [figure.columns() for figure in self.figures])
+        return markdown_table(HEAD, [line.columns() for line in self.lines])
 
     def as_json(self) -> dict[str, Any]:
         """For a machine: every value."""
@@ -131,13 +155,14 @@ class Measured:
                 }
                 for figure in self.figures
             ],
-            "wrong": self.wrong,
+            "failures": [{"part": one.part, "why": one.why} for one in self.failures],
         }
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table as Markdown writes it."""
-    lines = [head, ["---"] * len(head), *rows]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [head, ["---"] * len(head), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -182,7 +207,9 @@ def write_json(path: str, content: Mapping[str, Any]) -> None:
     if path == "-":
         sys.stdout.write(text)
     else:
-        Path(path).write_text(text)
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
 
 
 def console() -> Console:
@@ -190,19 +217,38 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
-def progress() -> Progress:
-    """A bar on standard error, which leaves standard output to the figures."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+class Bar:
+    """What is being done, how long it has taken, and about how long it will: on standard error.
 
+    Standard output is left to the figures. Where it is no terminal, a line for each thing done.
+    """
 
-Tell = Callable[[str], None]
-"""Told what is being measured now."""
+    def __init__(self, seconds: float) -> None:
+        self._console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("of about {task.fields[minutes]} min"),
+        )
+        self._bar = Progress(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task("", total=seconds, minutes=f"{max(1, seconds / 60):.0f}")
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def tell(self, what: str, done_s: float) -> None:
+        """Say what is done now, and how much of the estimated seconds should lie behind us."""
+        self._bar.update(self._task, description=what, completed=done_s)
+        if not self._console.is_terminal:
+            passed = time.monotonic() - self._start
+            self._console.print(f"{passed:5.0f} s  {escape(what)}", highlight=False)
 
 
 def _short(value: float) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sqlite3
 import tempfile
-from collections import defaultdict
 from contextlib import closing
 from pathlib import Path
 
+from agentos import AsyncClient
 from benchmarks import clusters, job
 from benchmarks.figures import Figure, at_most
 from benchmarks.settings import Settings
@@ -16,42 +17,47 @@ from benchmarks.settings import Settings
 
 def measure(settings: Settings) -> list[Figure]:
     """The same tasks on a small database and on a large one, in turn."""
-    sizes = settings.size((100, 5_000), (1_000, 1_000_000))
+    sizes = settings.size((100, 5_000), (1_000, 100_000), (1_000, 1_000_000))
     tasks = settings.size(200, 2_000)
-    cpu: defaultdict[int, list[float]] = defaultdict(list)
-    wall: defaultdict[int, list[float]] = defaultdict(list)
+    orders = itertools.cycle([sizes[::-1], sizes])
     with tempfile.TemporaryDirectory(prefix="agentos-bench-") as root:
         folders = {size: Path(root) / str(size) for size in sizes}
         for size, folder in folders.items():
-            settings.tell(f"filling a database with {size:,} finished tasks")
+            settings.tell(f"filling a database with {size:,} finished tasks", 0)
             fill(folder, size)
-        for run in settings.each_run(f"{sizes[0]:,} and {sizes[1]:,} finished tasks"):
-            # Neither is always the first: the machine's speed drifts.
-            for size in sizes if run % 2 else reversed(sizes):
+
+        def once() -> dict[str, float]:
+            values: dict[str, float] = {}
+            for size in next(orders):  # neither always first: the machine's speed drifts
                 with clusters.processes(settings.topology, data=folders[size]) as up:
-                    asyncio.run(_run(up, settings, tasks, cpu[size], wall[size]))
+                    cpu_us, wall_us = asyncio.run(_run(up, settings, tasks))
+                values |= {f"cpu {size}": cpu_us, f"wall {size}": wall_us}
+            return values
+
+        found = settings.repeat(f"{sizes[0]:,} and {sizes[1]:,} finished tasks", once)
     few, many = sizes
 
-    def more(found: dict[int, list[float]]) -> list[float]:
-        return [100 * (big / small - 1) for small, big in zip(found[few], found[many], strict=True)]
+    def more(what: str) -> list[float]:
+        pairs = zip(found[f"{what} {few}"], found[f"{what} {many}"], strict=True)
+        return [100 * (big / small - 1) for small, big in pairs]
 
+    cpu_us = found[f"cpu {few}"]
     here = f"{few:,} to {many:,} finished tasks in the database"
     return [
-        Figure("flat", f"CPU of a task beside {few:,} finished ones", "µs", cpu[few]),
-        Figure("flat", f"from {here}: growth of a task's CPU", "%", more(cpu), at_most(10)),
-        Figure("flat", f"from {here}: growth of a task's time", "%", more(wall), at_most(10)),
+        Figure("finished", f"CPU of a task beside {few:,} finished ones", "µs", cpu_us),
+        Figure("finished", f"from {here}: growth of a task's CPU", "%", more("cpu"), at_most(10)),
+        Figure("finished", f"from {here}: growth of a task's time", "%", more("wall"), at_most(10)),
     ]
 
 
-async def _run(
-    up: clusters.Up, settings: Settings, tasks: int, cpu: list[float], wall: list[float]
-) -> None:
+async def _run(up: clusters.Up, settings: Settings, tasks: int) -> tuple[float, float]:
+    """CPU and time of a task, in microseconds."""
     async with up.client() as client:
         await job.until_ready(client, settings.topology.total)
         await job.throughput(client, 200)
         before = clusters.all_cpu_s(up)
-        wall.append(1e6 / await job.throughput(client, tasks))
-        cpu.append(1e6 * (clusters.all_cpu_s(up) - before) / tasks)
+        wall_us = 1e6 / await job.throughput(client, tasks)
+        return 1e6 * (clusters.all_cpu_s(up) - before) / tasks, wall_us
 
 
 def fill(folder: Path, tasks: int) -> None:
@@ -71,7 +77,7 @@ def fill(folder: Path, tasks: int) -> None:
         raise job.WrongCount(f"the database has {found[0]} finished tasks, not {tasks}")
 
 
-async def _one(client: clusters.AsyncClient) -> None:
+async def _one(client: AsyncClient) -> None:
     async with client:
         await job.throughput(client, 1)
 

@@ -35,9 +35,10 @@ async def throughput(
     tasks: int,
     graph: Mapping[str, Any] = GRAPH,
     output: str = OUTPUT,
-    timeout_s: float = 600,
+    timeout_s: float = 300,
+    in_flight: int = IN_FLIGHT,
 ) -> float:
-    """Tasks per second, from the first submit to the last result, `IN_FLIGHT` at a time at most.
+    """Tasks per second, from the first submit to the last result, `in_flight` at a time at most.
 
     Raises:
         WrongCount: a result is wrong.
@@ -51,7 +52,7 @@ async def throughput(
             outputs.append(await task.result(timeout_s=timeout_s))
 
     start = time.perf_counter()
-    await asyncio.gather(*(one_after_another() for _ in range(min(tasks, IN_FLIGHT))))
+    await asyncio.gather(*(one_after_another() for _ in range(min(tasks, in_flight))))
     seconds = time.perf_counter() - start
     wrong = tasks - sum(found == output for found in outputs)
     if wrong:
@@ -84,9 +85,11 @@ async def latency_ms(
 async def until_ready(client: AsyncClient, proxies: int, timeout_s: float = 60) -> None:
     """Wait until the gateway knows this many living proxies."""
     deadline = time.monotonic() + timeout_s
+    alive = 0
     while time.monotonic() < deadline:
         regions = (await client.cluster()).regions
-        if sum(p.alive for region in regions for p in region.proxies) >= proxies:
+        alive = sum(p.alive for region in regions for p in region.proxies)
+        if alive >= proxies:
             return
         await asyncio.sleep(0.05)
-    raise WrongCount(f"the cluster has not got its {proxies} proxies within {timeout_s:g} s")
+    raise WrongCount(f"{alive} of {proxies} proxies are there after {timeout_s:g} s")

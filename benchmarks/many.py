@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -18,46 +17,55 @@ from benchmarks.settings import Settings
 FEW = Topology(1, 4)
 OTHER = "other"
 """An agent that no task of the job needs."""
+SPREAD = 64
+"""Tasks in flight: few enough that the two cores of a small machine can run 1,000 proxies too."""
 WINDOW = 1_000
 """Submissions on their way at a time."""
 COUNTED_S = 30.0
+IDLE_LIMIT = at_most(2)
+"""Percent of a core that an idle cluster of 100 proxies may use."""
 
 
 def proxies(settings: Settings) -> list[Figure]:
     """The job on 4 proxies, and on 4 of many, in turn."""
     many = settings.size(24, 1_000)
     tasks = settings.size(200, 2_000)
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for _ in settings.each_run(f"{FEW.total} and {many:,} connected proxies"):
-        for name, agent in (("few", ""), ("other", OTHER), ("capable", "echo")):
+
+    def once() -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, agent in (("few", ""), ("idle", OTHER), ("capable", "echo")):
             with _connected(agent, many - FEW.total) as up:
                 total = many if agent else FEW.total
-                asyncio.run(_cost(up, total, tasks, settings, found, name))
+                found = asyncio.run(_cost(up, total, tasks, settings))
+            values |= {f"{name} {what}": value for what, value in found.items()}
+        return values
+
+    found = settings.repeat(f"{FEW.total} and {many:,} connected proxies", once)
 
     def more(what: str, name: str) -> list[float]:
         pairs = zip(found[f"{name} {what}"], found[f"few {what}"], strict=True)
         return [100 * (with_many / with_few - 1) for with_many, with_few in pairs]
 
     here = f"from {FEW.total} to {many:,} connected proxies"
-    beats = [100 * share for share in found["other idle"]]
+    beats = [100 * share for share in found["idle beats"]]
     return [
         Figure(
-            "flat",
+            "proxies",
             f"{here}, {FEW.total} of which offer the agent: growth of a task's CPU "
             "(all roles and the client, heartbeats taken off)",
             "%",
-            more("all", "other"),
+            more("all", "idle"),
             at_most(10),
         ),
         Figure(
-            "flat",
+            "proxies",
             f"{here}, all of which offer the agent: growth of a task's CPU in gateway, store and "
             "region (heartbeats taken off)",
             "%",
             more("core", "capable"),
             at_most(10),
         ),
-        Figure("flat", f"heartbeats of {many:,} proxies: CPU of region and gateway", "%", beats),
+        Figure("proxies", f"heartbeats of {many:,} proxies: region and gateway", "% CPU", beats),
     ]
 
 
@@ -71,63 +79,83 @@ def _connected(agent: str, more: int) -> Iterator[Up]:
             yield up
 
 
-async def _cost(
-    up: Up,
-    proxies: int,
-    tasks: int,
-    settings: Settings,
-    found: defaultdict[str, list[float]],
-    name: str,
-) -> None:
+async def _cost(up: Up, proxies: int, tasks: int, settings: Settings) -> dict[str, float]:
+    """Microseconds of CPU of a task, of gateway and region (`core`) and of all; idle CPU's share."""
     async with up.client() as client:
         await job.until_ready(client, proxies)
-        await job.throughput(client, 200)
+        await job.throughput(client, 200, in_flight=SPREAD)
         idle_s = settings.size(1.0, 5.0)
         idle = {"core": up.cpu_s("gateway", "region"), "all": clusters.all_cpu_s(up)}
         await asyncio.sleep(idle_s)
         core, every = up.cpu_s("gateway", "region"), clusters.all_cpu_s(up)
         rates = {"core": (core - idle["core"]) / idle_s, "all": (every - idle["all"]) / idle_s}
-        seconds = tasks / await job.throughput(client, tasks)
+        seconds = tasks / await job.throughput(client, tasks, in_flight=SPREAD)
         used = {
             "core": up.cpu_s("gateway", "region") - core - rates["core"] * seconds,
             "all": clusters.all_cpu_s(up) - every - rates["all"] * seconds,
         }
-        found[f"{name} core"].append(1e6 * used["core"] / tasks)
-        found[f"{name} all"].append(1e6 * used["all"] / tasks)
-        found[f"{name} idle"].append(rates["core"])
+        costs = {name: 1e6 * cpu_s / tasks for name, cpu_s in used.items()}
+        return costs | {"beats": rates["core"]}
 
 
 def idle(settings: Settings) -> list[Figure]:
     """The CPU of a cluster that has nothing to do: a process for each proxy."""
-    topology = settings.size(Topology(1, 4), Topology(1, 100))
-    seconds = settings.size(2.0, 10.0)
-    shares = []
-    settings.tell(f"starting {topology.total} proxies that will idle")
+    topology, seconds = _idle_size(settings)
+    settings.tell(f"starting {topology.total} proxies that will idle", 0)
     with clusters.processes(topology) as up:
+        asyncio.run(_settled(up.client(), topology))
 
-        async def watch() -> None:
-            async with up.client() as client:
-                await job.until_ready(client, topology.total)
-            for _ in settings.each_run(f"{topology.total} idle proxies"):
-                before = up.cpu_s()
-                await asyncio.sleep(seconds)
-                shares.append(100 * (up.cpu_s() - before) / seconds)
+        def once() -> dict[str, float]:
+            before = up.cpu_s()
+            time.sleep(seconds)
+            return {"share": 100 * (up.cpu_s() - before) / seconds}
 
-        asyncio.run(watch())
+        shares = settings.repeat(f"{topology.total} idle proxies", once)["share"]
     what = f"idle cluster of {topology.total} proxies, a process each: CPU of all processes"
-    return [Figure("flat", what, "% of a core", shares, at_most(2))]
+    return [Figure("idle", what, "% of a core", shares, IDLE_LIMIT)]
+
+
+def idle_embedded(settings: Settings) -> list[Figure]:
+    """The CPU of an embedded cluster that has nothing to do."""
+    topology, seconds = _idle_size(settings)
+    settings.tell(f"starting {topology.total} embedded proxies that will idle", 0)
+    with clusters.embedded(topology) as client:
+        asyncio.run(_settled(client, topology))
+
+        def once() -> dict[str, float]:
+            before = time.process_time()
+            time.sleep(seconds)
+            return {"share": 100 * (time.process_time() - before) / seconds}
+
+        shares = settings.repeat(f"{topology.total} idle embedded proxies", once)["share"]
+    what = f"idle embedded cluster of {topology.total} proxies: CPU of its process"
+    return [Figure("idle-embedded", what, "% of a core", shares, IDLE_LIMIT)]
+
+
+def _idle_size(settings: Settings) -> tuple[Topology, float]:
+    """How many proxies idle, and for how many seconds at a time."""
+    return settings.size(Topology(1, 4), Topology(1, 100)), settings.size(2.0, 8.0)
+
+
+async def _settled(client: AsyncClient, topology: Topology) -> None:
+    """Wait until all proxies are there, and it has done some work; then leave it alone."""
+    async with client:
+        await job.until_ready(client, topology.total)
+        await job.throughput(client, 20)
 
 
 def backlog(settings: Settings) -> list[Figure]:
     """Submit tasks that wait for an agent that nobody offers; look at the gateway's memory."""
     waiting = settings.size(1_000, 20_000, 1_000_000)
     graph = {"nodes": {"n": {"agent": "absent", "prompt": "x"}}, "output": "n"}
-    settings.tell(f"a backlog of {waiting:,} tasks")
+    settings.tell(f"a backlog of {waiting:,} tasks", 0)
     with clusters.processes(settings.topology) as up:
 
         async def submit(client: AsyncClient, numbers: Iterator[int]) -> None:
-            for _ in numbers:
+            for number in numbers:
                 await client.submit(graph)
+                if number % 10_000 == 0:
+                    settings.tell(f"a backlog of {waiting:,} tasks", number / waiting)
 
         async def fill() -> tuple[float, float]:
             async with up.client() as client:
@@ -144,8 +172,8 @@ def backlog(settings: Settings) -> list[Figure]:
         before, after = asyncio.run(fill())
     what = f"gateway's memory with a backlog of {waiting:,} tasks"
     return [
-        Figure("flat", "gateway's memory before a backlog", "MB", [before]),
-        Figure("flat", what, "MB", [after], at_most(300)),
+        Figure("backlog", "gateway's memory before a backlog", "MB", [before]),
+        Figure("backlog", what, "MB", [after], at_most(300)),
     ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from agentos import AsyncClient, OpenAIAgent
 from benchmarks import chat_server, clusters, job
@@ -30,18 +30,22 @@ max_concurrency = {in_flight}
 
 def measure(settings: Settings) -> list[Figure]:
     """Direct, embedded, processes: in turn, each against the same server."""
-    tasks = settings.size(16, 128)
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    tasks = settings.size(16, 64)
     latency_s = settings.size(0.1, LATENCY_S)
     with chat_server.running(latency_s) as url:
-        for _ in settings.each_run("overhead of a real agent call"):
-            found["direct"].append(asyncio.run(_direct(url, CALLS * tasks, latency_s)))
+
+        def once() -> dict[str, float]:
+            values = {"direct": asyncio.run(_direct(url, CALLS * tasks, latency_s))}
             agent = OpenAIAgent("model", model="stand-in", base_url=url, max_concurrency=IN_FLIGHT)
             with clusters.embedded(settings.topology, agent) as client:
-                asyncio.run(_through(client, settings, tasks, found, "embedded", latency_s))
+                found = asyncio.run(_through(client, settings, tasks, latency_s))
+            values |= {f"embedded {what}": ms for what, ms in found.items()}
             config = CONFIG.format(url=url, in_flight=IN_FLIGHT)
             with clusters.processes(settings.topology, config) as up:
-                asyncio.run(_through(up.client(), settings, tasks, found, "up", latency_s))
+                found = asyncio.run(_through(up.client(), settings, tasks, latency_s))
+            return values | {f"up {what}": ms for what, ms in found.items()}
+
+        found = settings.repeat("overhead of a real agent call", once)
     title = f"a model's call of {1000 * latency_s:.0f} ms, {IN_FLIGHT} in flight"
     figures = [Figure("overhead", f"{title}, made directly, p50", "ms", found["direct"])]
     for name, where in (("embedded", "embedded"), ("up", "`agentos up`")):
@@ -67,37 +71,37 @@ async def _direct(url: str, calls: int, latency_s: float) -> float:
             )
             _check(answer.choices[0].message.content)
 
+        await call()
         return await _median_ms(call, calls, latency_s)
 
 
 async def _through(
-    client: AsyncClient,
-    settings: Settings,
-    tasks: int,
-    found: defaultdict[str, list[float]],
-    name: str,
-    latency_s: float,
-) -> None:
+    client: AsyncClient, settings: Settings, tasks: int, latency_s: float
+) -> dict[str, float]:
+    """The median milliseconds of a `call` in a chain, and of a `task` of one call."""
+    found: dict[str, float] = {}
     node = {"agent": "model", "prompt": PROMPT}
+    single = {"nodes": {"n": node}, "output": "n"}
     row = {f"n{i}": node | ({"needs": [f"n{i - 1}"]} if i else {}) for i in range(CALLS)}
     async with client:
         await job.until_ready(client, settings.topology.total)
+        await job.throughput(client, 1, single, chat_server.ANSWER)
         for what, graph, number, calls in (
             ("call", {"nodes": row, "output": f"n{CALLS - 1}"}, tasks, CALLS),
-            ("task", {"nodes": {"n": node}, "output": "n"}, CALLS * tasks // 2, 1),
+            ("task", single, CALLS * tasks // 2, 1),
         ):
 
-            async def run(graph: dict[str, object] = graph) -> None:
+            async def run(graph: Mapping[str, Any] = graph) -> None:
                 task = await client.submit(graph)
                 _check(await task.result(timeout_s=60))
 
-            median = await _median_ms(run, number, calls * latency_s)
-            found[f"{name} {what}"].append(median / calls)
+            median = await _median_ms(run, number, latency_s)
+            found[what] = median / calls
+    return found
 
 
 async def _median_ms(run: Callable[[], Awaitable[None]], count: int, stagger_s: float) -> float:
     """The median time of one, with IN_FLIGHT at a time that began one after another."""
-    await run()
     times: list[float] = []
     left = iter(range(count))
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
-from collections import defaultdict
 
 from agentos import AsyncClient
 from agentos.logs import configure
-from benchmarks import ceiling, clusters, job
+from benchmarks import ceiling, children, clusters, job
 from benchmarks.clusters import Topology, Up
 from benchmarks.figures import Figure, Goal, at_least, at_most
 from benchmarks.settings import Settings
@@ -27,15 +25,17 @@ def measure(settings: Settings) -> list[Figure]:
     """Alternate: `agentos up`, embedded, bare parts."""
     sizes = settings.size((200, 400), (1_000, 10_000))
     alone = settings.size(30, 300)
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    for _ in settings.each_run("throughput and one task alone"):
+
+    def once() -> dict[str, float]:
+        values: dict[str, float] = {}
         for place in ("up", "embedded"):
             for name, value in _in_a_fresh_process(place, settings.topology, alone, sizes).items():
-                found[f"{place} {name}"].append(value)
+                values[f"{place} {name}"] = value
         for tasks in sizes:
-            found[f"bare {tasks}"].append(ceiling.measured(tasks, job.IN_FLIGHT)["tasks_s"])
-        found["bare alone"].append(ceiling.measured(alone, in_flight=1)["p50_ms"])
+            values[f"bare {tasks}"] = ceiling.measured(tasks, job.IN_FLIGHT)["tasks_s"]
+        return values | {"bare alone": ceiling.measured(alone, in_flight=1)["p50_ms"]}
 
+    found = settings.repeat("throughput and one task alone", once)
     where = f"`agentos up`, {settings.topology}, client included"
     home = f"embedded, {settings.topology}"
     figures = []
@@ -63,10 +63,7 @@ def _in_a_fresh_process(
 ) -> dict[str, float]:
     shape = f"{topology.regions}x{topology.proxies}"
     command = [sys.executable, "-m", "benchmarks.speed", place, shape, *map(str, (alone, *sizes))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise job.WrongCount(f"{place}: {(done.stderr.splitlines() or ['it failed'])[-1]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, float] = json.loads(children.output(command).splitlines()[-1])
     return found
 
 

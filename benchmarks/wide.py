@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,45 +37,59 @@ def measure(settings: Settings) -> list[Figure]:
         "fan": (graphs, size + 2, fan_out(size), "x" * size),
         "chain": (graphs, size, chain(size), "x"),
     }
-    wall: defaultdict[str, list[float]] = defaultdict(list)
-    cpu: defaultdict[str, list[float]] = defaultdict(list)
-    alone: defaultdict[str, list[float]] = defaultdict(list)
 
-    async def run(up: clusters.Up) -> None:
+    async def run(up: clusters.Up) -> dict[str, float]:
+        values: dict[str, float] = {}
         async with up.client() as client:
             await job.until_ready(client, settings.topology.total)
             await job.throughput(client, 100)
             for name, (tasks, each, graph, output) in kinds.items():
                 before = clusters.all_cpu_s(up)
                 rate = await job.throughput(client, tasks, graph, output)
-                wall[name].append(1e6 / (rate * each))
-                cpu[name].append(1e6 * (clusters.all_cpu_s(up) - before) / (tasks * each))
+                values[f"wall {name}"] = 1e6 / (rate * each)
+                cpu_s = clusters.all_cpu_s(up) - before
+                values[f"cpu {name}"] = 1e6 * cpu_s / (tasks * each)
             # Three nodes of the usual job stand one after another.
             usual_ms = await job.latency_ms(client, settings.size(10, 100))
-            alone["usual"].append(1000 * usual_ms / 3)
+            values["alone usual"] = 1000 * usual_ms / 3
             chain_ms = await job.latency_ms(client, 1, chain(size), "x")
-            alone["chain"].append(1000 * chain_ms / size)
+            values["alone chain"] = 1000 * chain_ms / size
+        return values
 
-    for _ in settings.each_run("wide and deep graphs"):
+    def once() -> dict[str, float]:
         with clusters.processes(settings.topology) as up:
-            asyncio.run(run(up))
+            return asyncio.run(run(up))
 
-    def times(found: Mapping[str, list[float]], name: str) -> list[float]:
-        return [one / usual for one, usual in zip(found[name], found["usual"], strict=True)]
+    found = settings.repeat("wide and deep graphs", once)
+
+    def times(what: str, name: str) -> list[float]:
+        pairs = zip(found[f"{what} {name}"], found[f"{what} usual"], strict=True)
+        return [one / usual for one, usual in pairs]
 
     usual = f"{kinds['usual'][0]:,} usual tasks"
     many = f"{graphs} at once"
-    figures = [Figure("wide", f"a node of {usual}, time", "µs", wall["usual"])]
+    figures = [Figure("wide", f"a node of {usual}, time", "µs", found["wall usual"])]
     for name, what in (
         ("fan", f"fan-out 1 → {size:,} → 1, {many}"),
         ("chain", f"chain of {size:,}, {many}"),
     ):
-        unit = "times the usual node"
+        unit = "times"
         figures += [
-            Figure("wide", f"{what}: time of a node", unit, times(wall, name), at_most(2)),
-            Figure("wide", f"{what}: CPU of a node", unit, times(cpu, name), at_most(2)),
+            Figure(
+                "wide",
+                f"{what}: time of a node, beside a usual one's",
+                unit,
+                times("wall", name),
+                at_most(2),
+            ),
+            Figure(
+                "wide",
+                f"{what}: CPU of a node, beside a usual one's",
+                unit,
+                times("cpu", name),
+                at_most(2),
+            ),
         ]
-    step = f"chain of {size:,}, alone: time of a step"
-    unit = "times a step of the usual task alone"
-    figures.append(Figure("wide", step, unit, times(alone, "chain"), at_most(2)))
+    step = f"chain of {size:,}, alone: time of a step, beside one of a usual task alone"
+    figures.append(Figure("wide", step, "times", times("alone", "chain"), at_most(2)))
     return figures

@@ -28,7 +28,7 @@ def main() -> None:
     found = account.take(options.topology, options.tasks)
     for title, head, rows in (
         ("by thread", draw.THREADS, draw.thread_rows(found)),
-        ("by what is done", ("what", *draw.PROCESSES, "together"), draw.step_rows(found)),
+        ("by what is done", draw.DONE, draw.step_rows(found)),
         ("message by message", draw.MESSAGES, draw.message_rows(found)),
     ):
         table = Table(title=f"µs of CPU of one task, {title}")

@@ -41,6 +41,34 @@ BUDGET_US: Mapping[tuple[str, str], float] = {
     ("proxy", ZEROMQ): 10,
 }
 """What each thread may take of a task: 600 µs in all, which is 3,000 tasks/s on two cores."""
+STEP_BUDGET_US: Mapping[str, float] = {
+    "read": 40,
+    "route": 45,
+    "mailbox": 30,
+    "open": 55,
+    "handle": 185,
+    "commit": 20,
+    "agents": 5,
+    "write": 45,
+    ZEROMQ: 50,
+    "rest": 125,
+}
+"""The same 600 µs by what is done."""
+MESSAGE_BUDGET_US: Mapping[str, float] = {
+    "submit": 30,
+    "create_task": 35,
+    "task_created": 4,
+    "submitted": 4,
+    "assign": 9,
+    "claim": 30,
+    "claimed": 10,
+    "run": 33,
+    "call_result": 30,
+    "record": 60,
+    "recorded": 28,
+    "ended": 12,
+}
+"""What opening, deciding and writing may take of it, by message."""
 
 
 @dataclass

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.figures import markdown_table
-from benchmarks.life.account import BUDGET_US, ZEROMQ, Account
+from benchmarks.life.account import (
+    BUDGET_US,
+    MESSAGE_BUDGET_US,
+    STEP_BUDGET_US,
+    ZEROMQ,
+    Account,
+)
 
 PROCESSES = ("client", "gateway", "region", "proxy")
 STEPS: Mapping[str, str] = {
@@ -37,7 +43,7 @@ ELSEWHERE = {"invoke": "agents"}
 
 def thread_rows(account: Account) -> list[tuple[str, ...]]:
     """What each thread takes of a task, and what it may."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for process in PROCESSES:
         threads = {name: us for (where, name), us in account.threads.items() if where == process}
         budgets = {name for where, name in BUDGET_US if where == process}
@@ -51,7 +57,10 @@ def thread_rows(account: Account) -> list[tuple[str, ...]]:
 
 
 THREADS = ("process", "thread", "µs of CPU", "budget", "beside it")
-MESSAGES = ("message", "handled in", "times a task", "open", "decide", "write", "µs a task")
+MESSAGES = (
+    *("message", "handled in", "times a task", "open", "decide", "write", "µs a task", "budget"),
+)
+DONE = ("what", *PROCESSES, "together", "budget")
 
 
 def message_rows(account: Account) -> list[tuple[str, ...]]:
@@ -70,7 +79,9 @@ def message_rows(account: Account) -> list[tuple[str, ...]]:
         if kind in LIFE or total >= NOTABLE_US:
             where = ", ".join(handled) or ELSEWHERE.get(kind, "client")
             parts = [f"{us[step]:.1f}" if us[step] >= 0.05 else "" for step in BODY]
-            rows.append((kind, where, f"{times:.2f}" if times else "", *parts, f"{total:.1f}"))
+            often, budget = f"{times:.2f}" if times else "", MESSAGE_BUDGET_US.get(kind)
+            may = f"{budget:.0f}" if budget else ""
+            rows.append((kind, where, often, *parts, f"{total:.1f}", may))
     return rows
 
 
@@ -80,15 +91,17 @@ def step_rows(account: Account) -> list[tuple[str, ...]]:
     rows = []
     for step, words in STEPS.items():
         values = [found[process].get(step, 0.0) for process in PROCESSES]
-        rows.append((words, *(f"{us:,.0f}" for us in values), f"{sum(values):,.0f}"))
-    totals = [account.process_us(process) for process in PROCESSES]
-    rows.append(("**all**", *(f"{us:,.0f}" for us in totals), f"**{account.total_us:,.0f}**"))
+        budget = STEP_BUDGET_US[step]
+        rows.append((words, *(f"{us:,.0f}" for us in (*values, sum(values), budget))))
+    totals = [f"{account.process_us(process):,.0f}" for process in PROCESSES]
+    budget = sum(STEP_BUDGET_US.values())
+    rows.append(("**all**", *totals, f"**{account.total_us:,.0f}**", f"{budget:,.0f}"))
     return rows
 
 
 def markdown(account: Account, intro: str) -> str:
     """The account for the document."""
-    by_step = markdown_table(("what", *PROCESSES, "together"), step_rows(account))
+    by_step = markdown_table(DONE, step_rows(account))
     return "\n\n".join(
         [
             intro,
@@ -97,8 +110,9 @@ def markdown(account: Account, intro: str) -> str:
             "By what is done (µs of CPU a task):",
             by_step,
             (
-                "Message by message (µs of CPU a task; `open` is decoding and checking, `decide` the "
-                "machine, the store's SQL included, `write` encoding):"
+                "Message by message, in the order of a task's life (µs of CPU a task; `open` is "
+                "decoding and checking, `decide` the machine, the store's SQL included, `write` "
+                "encoding; the budgets add up to those of the same three lines above):"
             ),
             markdown_table(MESSAGES, message_rows(account)),
         ]

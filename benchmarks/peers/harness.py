@@ -24,7 +24,7 @@ OUTPUT = "xaxbxc"
 LETTERS = {"n1": "x", "a": "a", "b": "b", "c": "c", "z": ""}
 WARM_UP = 20
 """Tasks before the clock starts."""
-KILL_LIMIT_S = 90.0
+KILL_LIMIT_S = 60.0
 """How long after the kill is waited for what is left."""
 
 
