@@ -292,6 +292,36 @@ def test_its_heartbeat_names_what_it_holds() -> None:
     assert set(beat(machine).claims) == {m.Held(1, E11), m.Held(2, E12)}
 
 
+def test_after_a_pause_its_own_waiting_calls_are_not_begun() -> None:
+    """A slot that becomes free after a pause is not given to a task that may be another's now."""
+    graph = json.dumps({"nodes": {n: {"agent": "echo", "prompt": ""} for n in "ab"}})
+    machine = proxy(echo=1)
+    invoke, place = tell(machine, REGION, run(graph=graph))
+    assert isinstance(invoke.message, m.Invoke)
+    assert isinstance(place.message, m.Place)
+    call = place.message.call
+    tell(machine, REGION, placed(call, ME))
+    tell(machine, REGION, call)  # it waits for the one slot
+    sends = tell(machine, m.AGENTS, result(invoke.message.call, ME), now=60.0)
+    assert m.Invoke not in [kind for _, kind in kinds(sends)]
+    sends += tell(
+        machine,
+        "store",
+        m.Recorded(
+            task_id=1,
+            epoch=E11,
+            outcome="applied",
+            current=E11,
+            state="running",
+            nodes=("a",),
+            ended=False,
+        ),
+        now=60.1,
+    )
+    sends += tell(machine, ME, m.Tick(), now=61.0)
+    assert (m.AGENTS, m.Invoke) in kinds(sends)  # confirmed: it may go on
+
+
 def test_it_says_seldom_that_it_has_nothing_to_do() -> None:
     """An idle proxy's heartbeats are further apart; with a task they come as often as ever."""
     machine, limits = proxy(), Limits()

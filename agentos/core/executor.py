@@ -98,10 +98,17 @@ class Executor:
         """Start nothing more: what waits, and with `abort` what runs, goes back to its owner."""
         self._draining = True
         calls = [*self._queued.values(), *(self._running.values() if abort else ())]
+        return self._give_back(calls, f"{self._address} is stopping")
+
+    def put_off(self, owner: str) -> list[m.Send]:
+        """Give an owner back the calls of its own that wait: it may have to think again."""
+        waiting = [call for call in self._queued.values() if call.owner == owner]
+        return self._give_back(waiting, f"{self._address} stood still")
+
+    def _give_back(self, calls: list[m.Call], reason: str) -> list[m.Send]:
         out: list[m.Send] = []
         for call in calls:
-            out += self._drop((call.task_id, call.row))
-            out.append(self._refuse(call, f"{self._address} is stopping"))
+            out += [*self._drop((call.task_id, call.row)), self._refuse(call, reason)]
         return out
 
     def abort(self, task_id: int, below: Epoch, row: str = "", owner: str = "") -> list[m.Send]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, KeysView, Mapping
+from typing import TypeVar
 
 from agentos.core import messages as m
 from agentos.core.liveness import Liveness, Peer
+
+K = TypeVar("K")
 
 
 class Fleet(Liveness[m.ProxyBeat]):
@@ -18,14 +22,16 @@ class Fleet(Liveness[m.ProxyBeat]):
     def __init__(self, suspicion_s: float, resting_s: float | None = None) -> None:
         super().__init__(suspicion_s, resting_s)
         self._owned: dict[str, int] = {}
-        self._room: dict[str, float] = {}
-        self._agents: frozenset[str] | None = None
+        self._room: defaultdict[frozenset[str], dict[str, float]] = defaultdict(dict)
+        """Living proxies with room for another task, by what they offer: the tasks of each."""
+        self._loads: defaultdict[str, dict[str, float]] = defaultdict(dict)
+        """Living proxies by agent: their calls as a share of their slots."""
 
     def heard(self, address: str, beat: m.ProxyBeat, now: float) -> bool:
         """Note a heartbeat; return whether the proxy is new, or was suspected until now."""
         known = self.get(address)
-        if known is None or known.suspected or known.beat.offers != beat.offers:
-            self._agents = None
+        if known is not None and known.beat.offers != beat.offers:
+            self._withdraw(address, known)
         news = super().heard(address, beat, now)
         self._refresh(address)
         return news
@@ -43,7 +49,6 @@ class Fleet(Liveness[m.ProxyBeat]):
         suspects = super().newly_suspected(now)
         for address in suspects:
             self._refresh(address)
-            self._agents = None
         return suspects
 
     def _rests(self, address: str, peer: Peer[m.ProxyBeat]) -> bool:
@@ -58,43 +63,42 @@ class Fleet(Liveness[m.ProxyBeat]):
             self._owned.pop(address, None)
         self._refresh(address)
 
-    def agents(self) -> frozenset[str]:
+    def agents(self) -> KeysView[str]:
         """Every agent that a living proxy offers."""
-        if self._agents is None:
-            self._agents = frozenset(
-                offer.agent for _, peer in self.living() for offer in peer.beat.offers
-            )
-        return self._agents
+        return self._loads.keys()
 
     def capacity(self) -> int:
         """The tasks that the living proxies can walk together."""
         return sum(peer.beat.capacity for _, peer in self.living())
 
-    def room(self) -> Mapping[str, float]:
-        """Living proxies with room for another task, with the tasks that each owns."""
-        return self._room
+    def room(self, agents: Collection[str]) -> Mapping[str, float]:
+        """Living proxies with room for a task of these agents, with the tasks that each owns.
 
-    def _refresh(self, address: str) -> None:
-        peer, owned = self.get(address), self._owned.get(address, 0)
-        if peer is not None and not peer.suspected and owned < peer.beat.capacity:
-            self._room[address] = float(owned)
-        else:
-            self._room.pop(address, None)
+        Those that offer the most of its agents, if any of them has room: what an owner runs itself
+        crosses no network.
+        """
+        best: list[dict[str, float]] = []
+        most = 0
+        for offered, room in self._room.items():
+            common = len(offered.intersection(agents))
+            if common > most:
+                best, most = [], common
+            if common == most:
+                best.append(room)
+        return (
+            best[0] if len(best) == 1 else {a: owned for room in best for a, owned in room.items()}
+        )
 
-    def loads(self, agent: str) -> dict[str, float]:
+    def loads(self, agent: str) -> Mapping[str, float]:
         """Proxies that offer an agent, with the calls that each has, as a share of its slots."""
-        return {
-            address: (peer.beat.calls + peer.given) / slots
-            for address, peer in self.living()
-            if (slots := _slots(peer, agent))
-        }
+        return self._loads.get(agent, {})
 
-    def give(self, address: str, agent: str) -> float:
-        """Count a call that its proxy's next heartbeat will count itself; returns its new load."""
+    def give(self, address: str) -> None:
+        """Count a call that its proxy's next heartbeat will count itself."""
         peer = self.get(address)
         assert peer is not None, f"{address} was chosen, so it is known"
         peer.given += 1
-        return (peer.beat.calls + peer.given) / max(1, _slots(peer, agent))
+        self._refresh(address)
 
     def report(self) -> tuple[m.ProxyInfo, ...]:
         """What the gateway is told of each."""
@@ -109,6 +113,34 @@ class Fleet(Liveness[m.ProxyBeat]):
             for address, peer in self.items()
         )
 
+    def _refresh(self, address: str) -> None:
+        peer, owned = self.get(address), self._owned.get(address, 0)
+        if peer is None:
+            return
+        if peer.suspected:
+            self._withdraw(address, peer)
+            return
+        offered = _agents(peer)
+        if owned < peer.beat.capacity:
+            self._room[offered][address] = float(owned)
+        else:
+            _drop(self._room, offered, address)
+        for offer in peer.beat.offers:
+            calls = peer.beat.calls + peer.given
+            self._loads[offer.agent][address] = calls / offer.slots
 
-def _slots(peer: Peer[m.ProxyBeat], agent: str) -> int:
-    return next((offer.slots for offer in peer.beat.offers if offer.agent == agent), 0)
+    def _withdraw(self, address: str, peer: Peer[m.ProxyBeat]) -> None:
+        _drop(self._room, _agents(peer), address)
+        for offer in peer.beat.offers:
+            _drop(self._loads, offer.agent, address)
+
+
+def _agents(peer: Peer[m.ProxyBeat]) -> frozenset[str]:
+    return frozenset(offer.agent for offer in peer.beat.offers)
+
+
+def _drop(table: dict[K, dict[str, float]], key: K, address: str) -> None:
+    """Take an address out, and the line with it that would be empty."""
+    line = table.get(key)
+    if line is not None and line.pop(address, None) is not None and not line:
+        del table[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from agentos.core import messages as m
+from agentos.core.epoch import Epoch
 from agentos.core.jsontext import dump
 from agentos.core.rows import plain
 
@@ -21,10 +22,14 @@ class Loading(msgspec.Struct):
     doubtful: bool = False
 
     @property
+    def epoch(self) -> Epoch:
+        """That of the claim."""
+        return self.run.epoch
+
+    @property
     def ref(self) -> str:
         """Tells the pages that this claim asked for from those of a claim before it."""
-        epoch = self.run.epoch
-        return f"{self.run.task_id}.{epoch.global_epoch}.{epoch.regional_epoch}"
+        return f"{self.run.task_id}.{self.epoch.global_epoch}.{self.epoch.regional_epoch}"
 
 
 def fail_unrun(run: m.Run, reason: str) -> m.Send:

@@ -48,7 +48,7 @@ class Places:
                 out.append(self._none_for(call, row))
                 continue
             used.add(proxy)
-            loads[proxy] = self._proxies.give(proxy, call.agent)
+            self._proxies.give(proxy)
             self._given[key] = proxy
             one = call if row == call.row else msgspec.structs.replace(call, row=row)
             out.append(m.Send(proxy, one))

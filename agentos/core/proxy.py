@@ -105,19 +105,23 @@ class ProxyMachine:
         """Take one message; calls between owner and executor of this same proxy stay inside."""
         if not self._may(envelope):
             return []
-        out = self._check_claims(now)
-        inbox = [envelope]
+        inbox, out = self._apart(self._check_claims(now))
+        inbox.append(envelope)
         for one in inbox:  # it grows on the way
-            handler = self._handlers.get(type(one.message))
-            for send in handler(one.message, one, now) if handler else ():
-                if send.to == self.address:
-                    inbox.append(m.Envelope(self.address, self.address, send.message, send.ref))
-                else:
-                    out.append(send)
+            if handler := self._handlers.get(type(one.message)):
+                inside, outside = self._apart(handler(one.message, one, now))
+                inbox += inside
+                out += outside
         if self._resting and self._busy:
             self._resting = False
             self._timers.set(BEAT, now + self._limits.heartbeat_s)
         return out + self._hand_back() if self._yielding else out
+
+    def _apart(self, sends: list[m.Send]) -> tuple[list[m.Envelope], list[m.Send]]:
+        """What is for this machine itself, and what is for others."""
+        me = self.address
+        inside = [m.Envelope(me, me, send.message, send.ref) for send in sends if send.to == me]
+        return inside, [send for send in sends if send.to != me] if inside else sends
 
     def next_deadline(self) -> float | None:
         """The next heartbeat, or whatever is due before."""
@@ -151,8 +155,7 @@ class ProxyMachine:
             return [self._dropped(run.task_id, run.epoch, "this claim is over")]
         if self._draining:
             return [self._dropped(run.task_id, run.epoch, f"{self.address} is stopping")]
-        watchers = self._watchers(run.task_id)
-        out = self._give_up(run.task_id)
+        watchers, out = self._watchers(run.task_id), self._give_up(run.task_id)
         if len(self._runs) + len(self._loading) >= self._limits.tasks_per_proxy:
             return [*out, self._dropped(run.task_id, run.epoch, "no room")]
         if run.attempts >= self._limits.max_attempts:
@@ -181,7 +184,7 @@ class ProxyMachine:
         for task_id, loading in self._loading.items():
             if e.sender == m.STORE and e.ref == loading.ref and q.code == TaskNotFound.code:
                 out = self._give_up(task_id)
-                return [*out, self._dropped(task_id, loading.run.epoch, q.reason)]
+                return [*out, self._dropped(task_id, loading.epoch, q.reason)]
         return []
 
     def _begin(self, task_id: int, now: float) -> list[m.Send]:
@@ -234,8 +237,8 @@ class ProxyMachine:
     def _let_go(self, task_id: int) -> list[m.Send]:
         """Hand a task back: at once if it was not begun, or when its calls in flight are saved."""
         if task_id in self._loading:
-            epoch = self._loading[task_id].run.epoch
-            return [*self._give_up(task_id), self._dropped(task_id, epoch, "handed back")]
+            dropped = self._dropped(task_id, self._loading[task_id].epoch, "handed back")
+            return [*self._give_up(task_id), dropped]
         self._runs[task_id].give_back()
         self._yielding.add(task_id)
         return []
@@ -263,9 +266,8 @@ class ProxyMachine:
         return [*task.stop(), *self._executor.abort(task_id, over, owner=self.address)]
 
     def _held(self, task_id: int) -> Epoch | None:
-        if task_id in self._loading:
-            return self._loading[task_id].run.epoch
-        return self._runs[task_id].epoch if task_id in self._runs else None
+        holder = self._loading.get(task_id) or self._runs.get(task_id)
+        return holder.epoch if holder is not None else None
 
     def _watchers(self, task_id: int) -> dict[str, bool]:
         holder = self._loading.get(task_id) or self._runs.get(task_id)
@@ -331,12 +333,9 @@ class ProxyMachine:
 
     def _peer_down(self, down: m.PeerDown, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         out: list[m.Send] = []
-        for proxy in down.proxies:
-            if proxy == self.address:
-                continue  # we know better
+        for proxy in sorted({*down.proxies} - {self.address}):  # of ourselves we know better
             out += self._executor.abort_owner(proxy)
-            for task in self._runs.values():
-                out += task.peer_down(proxy, now)
+            out += [s for task in self._runs.values() for s in task.peer_down(proxy, now)]
         return out
 
     # -- the end -----------------------------------------------------------------------------------
@@ -370,7 +369,8 @@ class ProxyMachine:
             return []
         for loading in self._loading.values():
             loading.doubtful = True
-        return [send for task in self._runs.values() for send in task.doubt(now)]
+        checks = [send for task in self._runs.values() for send in task.doubt(now)]
+        return checks + self._executor.put_off(self.address)
 
     def _tick(self, now: float) -> list[m.Send]:
         out: list[m.Send] = []
@@ -388,7 +388,7 @@ class ProxyMachine:
         return out
 
     def _beat(self) -> m.ProxyBeat:
-        loading = [m.Held(q.run.task_id, q.run.epoch) for q in self._loading.values()]
+        loading = [m.Held(q.run.task_id, q.epoch) for q in self._loading.values()]
         running = [m.Held(task_id, run.epoch) for task_id, run in self._runs.items()]
         return m.ProxyBeat(
             incarnation=self._incarnation,

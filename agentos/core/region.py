@@ -108,8 +108,7 @@ class RegionMachine:
         if self._draining:
             return self._decline(task_id, f"{self.address} is stopping")
         missing = set(task.agents) - self._proxies.agents()
-        room = {} if missing else self._proxies.room()
-        owner = self._balancer.choose(room, avoid)
+        owner = None if missing else self._choose_owner(task.agents, avoid)
         if owner is None:
             reason = f"no live proxy offers {sorted(missing)}" if missing else "no room"
             return self._decline(task_id, reason)
@@ -130,6 +129,10 @@ class RegionMachine:
             lost=task.lost,
         )
         return self._send_claim(task_id, now)
+
+    def _choose_owner(self, agents: Collection[str], avoid: Collection[str]) -> str | None:
+        owner = self._balancer.choose(self._proxies.room(agents), avoid)
+        return self._balancer.choose(self._proxies.room(()), avoid) if owner in avoid else owner
 
     def _decline(self, task_id: int, reason: str) -> list[m.Send]:
         """Hand a task back to the gateway."""
