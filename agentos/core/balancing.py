@@ -19,8 +19,9 @@ class LeastLoaded:
 
     def choose(self, loads: Mapping[str, float], avoid: Collection[str] = ()) -> str | None:
         """The place with the smallest load."""
-        if not avoid:
-            return min(zip(loads.values(), loads, strict=True), default=(0.0, None))[1]
+        if not avoid:  # two quick passes: there may be a thousand places
+            low = min(loads.values(), default=0.0)
+            return min((place for place, load in loads.items() if load == low), default=None)
         return min(loads, key=lambda place: (place in avoid, loads[place], place), default=None)
 
 

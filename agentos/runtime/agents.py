@@ -211,7 +211,8 @@ class AgentRunner:
         run.begun = time.monotonic()
         run.task = self._loop.create_task(self._run(run))
         if not self._begun:
-            self._loop.call_soon(self._set_timers)
+            # Twice: behind the first steps of all that begin in this turn of the loop.
+            self._loop.call_soon(self._loop.call_soon, self._set_timers)
         self._begun.append(run)
 
     def _set_timers(self) -> None:
