@@ -56,7 +56,8 @@ class Behaviour:
         self._invoked: Counter[tuple[int, str]] = Counter()
         self._expected: dict[tuple[int, Epoch], str] = {}
         self._done: set[tuple[str, str]] = set()
-        self._handed_back: set[tuple[int, Epoch]] = set()
+        self._held: set[tuple[int, Epoch]] = set()
+        """Claims whose owner was told of them, and has not handed them back."""
         self._taken: dict[type, Callable[[Process, Any], None]] = {
             m.Recorded: self._recorded,
             m.Stop: self._stopped,
@@ -177,7 +178,7 @@ class Behaviour:
     def _has_a_reason(self, claim: m.Claim, before: m.TaskInfo) -> None:
         """Rule 6: in a cluster that has been well for long, nobody loses what it owns."""
         quiet_s = self._world.now - self._world.troubled_at
-        if quiet_s > QUIET_S and (before.task_id, before.epoch) not in self._handed_back:
+        if quiet_s > QUIET_S and (before.task_id, before.epoch) in self._held:
             text = (
                 f"task {before.task_id} ({before.key}): {claim.claimant} takes it from "
                 f"{before.owner}, {quiet_s:.1f} s after the last trouble"
@@ -290,6 +291,7 @@ class Behaviour:
 
     def _run(self, process: Process, q: m.Run, to: str, cause: m.Message) -> None:  # noqa: ARG002
         self._was_issued(process, q.task_id, q.epoch, 2, to)
+        self._held.add((q.task_id, q.epoch))
 
     def _was_issued(self, process: Process, task_id: int, epoch: Epoch, who: int, to: str) -> None:
         entry = self.ledger.get(task_id)
@@ -300,7 +302,7 @@ class Behaviour:
 
     def _dropped(self, process: Process, q: m.Dropped, to: str, cause: m.Message) -> None:  # noqa: ARG002
         """Rule 4: an owner whose write was applied, or was a duplicate, goes on."""
-        self._handed_back.add((q.task_id, q.epoch))
+        self._held.discard((q.task_id, q.epoch))
         fine = isinstance(cause, m.Recorded) and cause.outcome != "stale"
         if fine and q.reason.startswith("refused"):
             text = f"{process.address} drops task {q.task_id} because of {describe(cause)}"

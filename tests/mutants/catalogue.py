@@ -204,6 +204,14 @@ MUTANTS = (
         "        if before is None or now - before <= self._limits.suspicion_s:",
         "        if before is None or now >= before:",
     ),
+    Mutant(
+        "all or nothing",
+        "records that go together are applied although one was not added",
+        "storage/recording.py",
+        "            if added != len(some):",
+        "            if added > len(some):",
+        "tests/test_storage_together.py",
+    ),
     # -- the sweeper -----------------------------------------------------------------------------
     Mutant(
         "a sweeper repairs",
@@ -235,6 +243,22 @@ MUTANTS = (
         "            if now - peer.seen_at > (resting if peer.resting else busy)",
         "            if now < 0",
         "tests/test_liveness.py",
+    ),
+    Mutant(
+        "slow together is not dead together",
+        "most of many that are silent are replaced at once",
+        "agentos/core/liveness.py",
+        "        return silent >= MANY and 2 * silent > living",
+        "        return False",
+        "tests/test_liveness.py",
+    ),
+    Mutant(
+        "a zombie looks first",
+        "after a pause an owner's own waiting calls are begun",
+        "agentos/core/proxy.py",
+        "        return checks + self._executor.put_off(self.address)",
+        "        return checks",
+        "tests/test_proxy.py",
     ),
     # -- bounds ----------------------------------------------------------------------------------
     Mutant(
