@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 from agentos import AsyncClient
@@ -22,6 +22,8 @@ SPREAD = 64
 WINDOW = 1_000
 """Submissions on their way at a time."""
 COUNTED_S = 30.0
+IDLERS = (Topology(1, 4), Topology(1, 100))
+"""The clusters that idle: a short run's, and the one that the goal is about."""
 IDLE_LIMIT = at_most(2)
 """Percent of a core that an idle cluster of 100 proxies may use."""
 
@@ -100,41 +102,36 @@ async def _cost(up: Up, proxies: int, tasks: int, settings: Settings) -> dict[st
 
 def idle(settings: Settings) -> list[Figure]:
     """The CPU of a cluster that has nothing to do: a process for each proxy."""
-    topology, seconds = _idle_size(settings)
+    topology = settings.size(*IDLERS)
     settings.tell(f"starting {topology.total} proxies that will idle", 0)
-    with clusters.processes(topology) as up:
-        asyncio.run(_settled(up.client(), topology))
-
-        def once() -> dict[str, float]:
-            before = up.cpu_s()
-            time.sleep(seconds)
-            return {"share": 100 * (up.cpu_s() - before) / seconds}
-
-        shares = settings.repeat(f"{topology.total} idle proxies", once)["share"]
     what = f"idle cluster of {topology.total} proxies, a process each: CPU of all processes"
-    return [Figure("idle", what, "% of a core", shares, IDLE_LIMIT)]
+    with clusters.processes(topology) as up:
+        return [_idle(settings, "idle", what, up.client(), up.cpu_s)]
 
 
 def idle_embedded(settings: Settings) -> list[Figure]:
     """The CPU of an embedded cluster that has nothing to do."""
-    topology, seconds = _idle_size(settings)
+    topology = settings.size(*IDLERS)
     settings.tell(f"starting {topology.total} embedded proxies that will idle", 0)
-    with clusters.embedded(topology) as client:
-        asyncio.run(_settled(client, topology))
-
-        def once() -> dict[str, float]:
-            before = time.process_time()
-            time.sleep(seconds)
-            return {"share": 100 * (time.process_time() - before) / seconds}
-
-        shares = settings.repeat(f"{topology.total} idle embedded proxies", once)["share"]
     what = f"idle embedded cluster of {topology.total} proxies: CPU of its process"
-    return [Figure("idle-embedded", what, "% of a core", shares, IDLE_LIMIT)]
+    with clusters.embedded(topology) as client:
+        return [_idle(settings, "idle-embedded", what, client, time.process_time)]
 
 
-def _idle_size(settings: Settings) -> tuple[Topology, float]:
-    """How many proxies idle, and for how many seconds at a time."""
-    return settings.size(Topology(1, 4), Topology(1, 100)), settings.size(2.0, 8.0)
+def _idle(
+    settings: Settings, part: str, what: str, client: AsyncClient, cpu_s: Callable[[], float]
+) -> Figure:
+    """Wait until all proxies are there, and leave them alone; `cpu_s` is what they have used."""
+    topology, seconds = settings.size(*IDLERS), settings.size(2.0, 8.0)
+    asyncio.run(_settled(client, topology))
+
+    def once() -> dict[str, float]:
+        before = cpu_s()
+        time.sleep(seconds)
+        return {"share": 100 * (cpu_s() - before) / seconds}
+
+    shares = settings.repeat(f"{topology.total} idle proxies", once)["share"]
+    return Figure(part, what, "% of a core", shares, IDLE_LIMIT)
 
 
 async def _settled(client: AsyncClient, topology: Topology) -> None:
