@@ -64,6 +64,35 @@ def _is_sent(connection: Connection, envelope: m.Envelope) -> bool:
     return True
 
 
+def test_who_writes_takes_no_event_from_who_reads(transport: ZeroMQTransport) -> None:
+    """Threads that write by themselves, while the I/O thread sleeps, never leave an answer unread.
+
+    To write is also to take note of what has come, of which that thread is then told no more.
+    """
+    rounds, answered = 2_000, [threading.Event() for _ in range(3)]
+    inbox = Recorder(lambda child, batch: child.send(batch))
+    echoes = Recorder(lambda _, batch: [answered[int(e.ref)].set() for e in batch])
+    other = ZeroMQTransport(JsonCodec(LIMITS), LIMITS)
+    connection = other.connect(transport.listen(ANY_PORT, inbox).url, echoes)
+    unread: list[int] = []
+
+    def ask_again_and_again(number: int) -> None:
+        for turn in range(rounds):
+            answered[number].clear()
+            connection.send([note(number)])
+            if not answered[number].wait(DEADLINE_S):
+                unread.append(turn)
+                return
+
+    threads = [threading.Thread(target=ask_again_and_again, args=(n,)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.close()
+    assert not unread
+
+
 def test_a_receiver_may_use_the_transport(transport: ZeroMQTransport) -> None:
     """A receiver may connect, listen and close from within a call; it does not deadlock."""
     other = Recorder()
