@@ -174,6 +174,7 @@ class RouterListener:
             if len(frames) == MAX_FRAMES:
                 self._turn_away(child, HostilePeerError(f"{MAX_FRAMES} frames in one message"))
                 continue
+            child.visitor.told = True  # whatever it is, it came to its end
             envelopes = child.decode(frames[1:])
             if envelopes:
                 count += len(envelopes) - 1
