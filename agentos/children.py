@@ -31,16 +31,22 @@ class Child:
     Args:
         spec: the role; its parents are filled in when they are known.
         parents: the roles above it, in the order in which it tries them.
+        shortcuts: gateways, to which it may write past its region.
         cluster: how many deaths are repaired.
         dialled: where it dials to reach a parent.
     """
 
     def __init__(
-        self, spec: RoleSpec, parents: Sequence[Child], cluster: ClusterConfig, dialled: Dialled
+        self,
+        spec: RoleSpec,
+        parents: Sequence[Child],
+        cluster: ClusterConfig,
+        dialled: Dialled,
+        shortcuts: Sequence[Child] = (),
     ) -> None:
         self.spec = spec
         self.name = spec.role
-        self.parents = parents
+        self.parents, self.shortcuts = parents, shortcuts
         self._dialled = dialled
         self.process: asyncio.subprocess.Process | None = None
         self.record: RoleProcess | None = None
@@ -82,16 +88,21 @@ class Child:
         assert process is not None, f"{self.name} was not spawned"
         assert process.stdin is not None
         assert process.stdout is not None
-        for parent in self.parents:
-            await parent.ready.wait()
-        urls = tuple(self._dialled(self.name, p.name, p.url) for p in self.parents)
-        spec = msgspec.structs.replace(self.spec, parents=urls, local_url=local_url)
+        urls, shortcuts = await self._dial(self.parents), await self._dial(self.shortcuts)
+        spec = msgspec.structs.replace(
+            self.spec, parents=urls, shortcuts=shortcuts, local_url=local_url
+        )
         process.stdin.write(msgspec.json.encode(spec) + b"\n")
         with contextlib.suppress(ConnectionError):  # it has died: its status says why
             await process.stdin.drain()
         if line := await process.stdout.readline():
             self._hear(line)
         return self._ready_at is not None
+
+    async def _dial(self, above: Sequence[Child]) -> tuple[str, ...]:
+        for parent in above:
+            await parent.ready.wait()
+        return tuple(self._dialled(self.name, p.name, p.url) for p in above)
 
     async def end(self) -> int:
         """Wait until the process closes its output and ends; returns its exit status."""

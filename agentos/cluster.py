@@ -138,6 +138,7 @@ class Host:
         name: str,
         regions: Sequence[str],
         offers: Iterable[str] | None = None,
+        shortcuts: Sequence[str] = (),
     ) -> str:
         """Start a proxy of a region, offering all of the host's agents, or some.
 
@@ -146,6 +147,7 @@ class Host:
             name: its own name within the region.
             regions: where the region listens.
             offers: names of agents; all if None.
+            shortcuts: where gateways listen, if the proxy may write to them past its region.
 
         Returns:
             its address.
@@ -157,7 +159,7 @@ class Host:
         switch = self._switch(address)
         slots = {name: self.agents[name].max_concurrency for name in names}
         switch.attach(m.AGENTS, self._agent_runner().handle, announce=False)
-        self._uplinks[address] = switch.connect(regions)
+        self._uplinks[address] = switch.connect(regions, shortcuts)
         self._start(ProxyActor, address, switch, slots)
         return address
 

@@ -58,6 +58,8 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         role: its address: `gateway/NAME`, `store`, `region/NAME` or `proxy/REGION/NAME`.
         listen: where it listens; "" if it does not.
         parents: the URLs above it: of stores, gateways or regions.
+        shortcuts: the URLs of gateways to which a proxy may write what is for the store, past its
+            region.
         database: its database's URL, if it has one.
         data: the folder that it locks; "" if somebody else has locked it.
         agents: what a proxy offers.
@@ -70,6 +72,7 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     role: str
     listen: str = ""
     parents: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
     database: str = ""
     data: str = ""
     agents: dict[str, AgentConfig] = {}
@@ -151,7 +154,7 @@ def _start(host: Host, spec: RoleSpec) -> str:
         return host.region(name, spec.listen, spec.parents)
     if kind == "proxy":
         region, _, own = name.partition("/")
-        host.proxy(region, own, spec.parents)
+        host.proxy(region, own, spec.parents, shortcuts=spec.shortcuts)
         return ""
     raise ConfigError(f"{spec.role!r} is no role")
 

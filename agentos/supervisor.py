@@ -79,7 +79,7 @@ class Supervisor:
         ]
         regions = dict(zip(cluster.region_names, self._regions, strict=True))
         self._proxies = [
-            self._child(f"proxy/{name}", "", [regions[name.rpartition("/")[0]]])
+            self._child(f"proxy/{name}", "", [regions[name.rpartition("/")[0]]], self._gateways)
             for name in cluster.proxy_names
         ]
 
@@ -141,7 +141,13 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [*self._store, *self._gateways, *self._regions, *self._proxies]
 
-    def _child(self, role: str, listen: str, parents: Sequence[Child] = ()) -> Child:
+    def _child(
+        self,
+        role: str,
+        listen: str,
+        parents: Sequence[Child] = (),
+        shortcuts: Sequence[Child] = (),
+    ) -> Child:
         cluster = self._config.cluster
         database = cluster.database or f"sqlite:///{os.path.abspath(cluster.data)}/agentos.db"  # noqa: PTH100
         kind, _, name = role.partition("/")
@@ -155,7 +161,7 @@ class Supervisor:
             log_level=self._log_level,
             log_json=self._log_json,
         )
-        return Child(spec, parents, cluster, self._dialled)
+        return Child(spec, parents, cluster, self._dialled, shortcuts)
 
     async def _start_model(self) -> None:
         if needs_local_model(self._config.agents.values()):

@@ -244,20 +244,31 @@ class Speaking(RuleBasedStateMachine):
         i=st.integers(0, 3),
         address=st.sampled_from(NAMES),
         session=st.sampled_from(["secret of process a", "secret of process b"]),
+        beside=st.booleans(),
     )
-    def greet(self, i: int, address: str, session: str) -> None:
+    def greet(self, i: int, address: str, session: str, beside: bool) -> None:
         before = self.peers.route(address) if address else None
+        known = self.peers.sessions().get(address) == session
+        greeting = m.Hello(address=address, session=session, beside=beside)
         try:
-            self.peers.register(self.wires[i], hello(address, session), self.now, self.above)
+            heard = self.peers.register(self.wires[i], greeting, self.now, self.above)
         except AgentOSError:
             assert self.peers.route(address) is before
         else:
-            self.greeted[self.wires[i]].add(address)
-            assert self.peers.speaks_for(self.wires[i], address)
+            assert heard == (known or not beside)
+            if heard:
+                self.greeted[self.wires[i]].add(address)
+                assert self.peers.speaks_for(self.wires[i], address)
+            else:
+                assert self.peers.route(address) is before
 
     @rule(i=st.integers(0, 3), address=st.sampled_from(NAMES))
     def leave(self, i: int, address: str) -> None:
+        spoke = self.peers.speaks_for(self.wires[i], address)
         if self.peers.unregister(self.wires[i], address):
+            assert self.peers.route(address) is None
+        assert not spoke or not self.peers.speaks_for(self.wires[i], address)
+        if spoke:
             self.greeted[self.wires[i]].remove(address)
 
     @rule(i=st.integers(0, 3))
@@ -274,7 +285,8 @@ class Speaking(RuleBasedStateMachine):
     def nobody_speaks_as_what_it_never_greeted_as(self) -> None:
         for name in NAMES:
             speakers = [w for w in self.wires if self.peers.speaks_for(w, name)]
-            assert len(speakers) <= 1
+            assert len(speakers) <= 2  # the second one beside the first
+            assert bool(speakers) == (self.peers.route(name) is not None)
             assert all(name in self.greeted[wire] for wire in speakers)
             assert not speakers or may_greet(name)
 

@@ -279,7 +279,7 @@ def _forgets_the_silent(world: Net) -> None:
     living = world.switch("l", alone=True)
     living.attach("client/y", lambda batch: None)
     assert living.connect([url]).wait_up(10)
-    child._uplink._say = lambda *_: None  # type: ignore[union-attr, method-assign]
+    child._up.uplink._say = lambda *_: None  # type: ignore[union-attr, method-assign]
     transports.close()
     eventually(lambda: top._peers.route("client/x") is None)
     eventually(lambda: len(top._peers._peers) == 1)

@@ -114,7 +114,7 @@ class IOThread:
             wanted = self._wanted.get(source)
             if wanted:
                 now()
-                came = _get(source, zmq.EVENTS) & wanted
+                came = _events(source) & wanted
         finally:
             self._turn.release()
         if not wanted:
@@ -147,7 +147,7 @@ class IOThread:
         """Poll `source` for reading; call `handler` when there is something to read."""
         self._handlers[source] = handler
         self._wanted[source] = zmq.POLLIN
-        descriptor = self._descriptors[source] = source.get(zmq.FD)
+        descriptor = self._descriptors[source] = source.fileno()
         self._poller.register(descriptor, select.POLLIN)
 
     def want_write(self, source: Socket, wanted: bool) -> None:
@@ -189,7 +189,7 @@ class IOThread:
         called = False
         for source, handler in list(self._handlers.items()):
             wanted = self._wanted.get(source)  # an earlier handler of this turn may have closed it
-            if wanted and (events := _get(source, zmq.EVENTS) & wanted):
+            if wanted and (events := _events(source) & wanted):
                 called = True
                 self._guard(handler, events)
         return called
@@ -224,6 +224,11 @@ class IOThread:
             function(*arguments)
         except Exception:  # one fault must not take every link of the process down
             log.exception("zeromq_io_fault")
+
+
+def _events(socket: Socket) -> int:
+    """What may be done with a socket now; to ask is to take note of what its descriptor told."""
+    return int(_get(socket, zmq.EVENTS))
 
 
 def transmit(socket: Socket, frames: Sequence[bytes]) -> None:

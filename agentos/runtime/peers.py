@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from agentos.core import messages as m
 from agentos.core.errors import AddressTaken, Overloaded, RemoteProtocolError
@@ -47,11 +47,21 @@ def may_host(host: str, address: str) -> bool:
     return role in MAY_HOST.get(host_role, frozenset())
 
 
-class Route(NamedTuple):
-    """The way to one name, and the secret of the process that has it."""
+class Route:
+    """The ways to one name, and the secret of the process that has it.
 
-    connection: Connection
-    session: str
+    Attributes:
+        connection: where it was announced.
+        beside: a second connection, straight to its process, if there is one.
+        latest: the one of the two over which it spoke last: what is for it goes there.
+    """
+
+    __slots__ = ("beside", "connection", "latest", "session")
+
+    def __init__(self, connection: Connection, session: str) -> None:
+        self.connection = self.latest = connection
+        self.beside: Connection | None = None
+        self.session = session
 
 
 class Peer:
@@ -97,12 +107,15 @@ class Peers:
     def route(self, address: str) -> Connection | None:
         """The connection that leads to a name."""
         route = self._routes.get(address)
-        return route.connection if route is not None else None
+        return route.latest if route is not None else None
 
     def speaks_for(self, connection: Connection, address: str) -> bool:
-        """Whether a name is behind this connection."""
+        """Whether a name is behind this connection; if so, what is for it goes the same way."""
         route = self._routes.get(address)
-        return route is not None and route.connection is connection
+        if route is None or not (route.connection is connection or route.beside is connection):
+            return False
+        route.latest = connection
+        return True
 
     def author(self, address: str) -> Connection | None:
         """The connection of the process that is `address`, if it is a child and not behind one.
@@ -125,14 +138,17 @@ class Peers:
 
     def register(
         self, connection: Connection, hello: m.Hello, now: float, above: Collection[str] = ()
-    ) -> None:
-        """Note that a name is behind a connection.
+    ) -> bool:
+        """Note that a name is behind a connection, or is `beside` the way that is known.
 
         Args:
             connection: where the greeting came from.
             hello: the greeting.
             now: seconds on a monotonic clock.
             above: the names of the process that was greeted.
+
+        Returns:
+            whether it is: nothing is beside a name that is not known, or is another process's.
 
         Raises:
             AddressTaken: another process has the name, and is alive.
@@ -143,22 +159,28 @@ class Peers:
             peer = self._peer(connection, now)
             self._check(peer, hello.address, above)
             route = self._routes.get(hello.address)
-            if route is not None and route.connection is not connection:
-                self._take_over(route, hello, now)
+            if hello.beside:
+                if route is None or route.session != hello.session:
+                    return False
+                self._drop_beside(hello.address, route)
+                route.beside = route.latest = connection
+            elif route is None or (route.connection, route.session) != (connection, hello.session):
+                if route is not None:
+                    self._take_over(route, connection, hello, now)
+                self._routes[hello.address] = Route(connection, hello.session)
             if not peer.names:
                 peer.first = hello.address
             peer.names.add(hello.address)
             peer.heard_at = now
-            self._routes[hello.address] = Route(connection, hello.session)
+            return True
 
     def unregister(self, connection: Connection, address: str) -> bool:
-        """A child gives a name up; whether it had it."""
+        """A child gives a name up; whether nobody else leads to it."""
         with self._lock:
             if not self.speaks_for(connection, address):
                 return False
-            del self._routes[address]
             self._peers[connection].names.remove(address)
-            return True
+            return self._leads_no_more(connection, address)
 
     def erred(self, connection: Connection, now: float) -> int:
         """Count a protocol error; returns how many there were on this connection."""
@@ -170,7 +192,7 @@ class Peers:
         """Forget a connection; returns the names that were behind it."""
         with self._lock:
             peer = self._peers.pop(connection, None)
-            return self._free(peer) if peer is not None else []
+            return self._free(connection, peer) if peer is not None else []
 
     def silent(self, now: float) -> tuple[list[Connection], list[str]]:
         """Free the names of connections that have been silent for `FORGET_AFTER` patiences.
@@ -181,24 +203,40 @@ class Peers:
         limit = FORGET_AFTER * self._patience_s
         with self._lock:
             silent = {c: peer for c, peer in self._peers.items() if now - peer.heard_at > limit}
-            return list(silent), [name for peer in silent.values() for name in self._free(peer)]
+            return list(silent), [n for c, peer in silent.items() for n in self._free(c, peer)]
 
     def _peer(self, connection: Connection, now: float) -> Peer:
         peer = self._peers.get(connection)
         return peer if peer is not None else self._peers.setdefault(connection, Peer(now))
 
-    def _take_over(self, route: Route, hello: m.Hello, now: float) -> None:
-        holder = self._peers[route.connection]
-        if now - holder.heard_at < self._patience_s and route.session != hello.session:
-            raise AddressTaken(f"{hello.address!r} is the name of another process, which is alive")
-        holder.names.remove(hello.address)
+    def _take_over(self, route: Route, connection: Connection, hello: m.Hello, now: float) -> None:
+        if route.connection is not connection:
+            holder = self._peers[route.connection]
+            if now - holder.heard_at < self._patience_s and route.session != hello.session:
+                raise AddressTaken(f"{hello.address!r} is another process's name, which is alive")
+            holder.names.remove(hello.address)
+        self._drop_beside(hello.address, route)
 
-    def _free(self, peer: Peer) -> list[str]:
+    def _drop_beside(self, address: str, route: Route) -> None:
+        """The second way to a name is gone, or nothing is to go there any more."""
+        peer = self._peers.get(route.beside) if route.beside is not None else None
+        if peer is not None and route.beside is not route.connection:
+            peer.names.discard(address)
+        route.beside, route.latest = None, route.connection
+
+    def _leads_no_more(self, connection: Connection, address: str) -> bool:
+        """A connection has lost a name; whether that is nobody's now."""
+        route = self._routes[address]
+        gone = route.connection is connection
+        self._drop_beside(address, route)
+        if gone:
+            del self._routes[address]
+        return gone
+
+    def _free(self, connection: Connection, peer: Peer) -> list[str]:
         names = sorted(peer.names)
         peer.names.clear()
-        for name in names:
-            del self._routes[name]
-        return names
+        return [name for name in names if self._leads_no_more(connection, name)]
 
     def _check(self, peer: Peer, address: str, above: Collection[str]) -> None:
         if not may_greet(address):

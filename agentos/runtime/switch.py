@@ -29,6 +29,7 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Connection, Listener
 from agentos.core.routes import KINDS, allowed
 from agentos.registry import Transports
+from agentos.runtime.links import Links
 from agentos.runtime.peers import Peers
 from agentos.runtime.refs import NO_SUCH_ACTOR, Asker, Ref, attach_actor
 from agentos.runtime.uplink import Uplink, hello_first
@@ -64,7 +65,7 @@ class Switch:
         """In the order in which they came: the first says what this process is."""
         self._peers = Peers(limits)
         self._listeners: list[Listener] = []
-        self._uplink: Uplink | None = None
+        self._up = Links(transports, self, limits, self._log)
         self._asker: Asker | None = None
         self._asker_lock = threading.Lock()
         self._closed = threading.Event()
@@ -97,8 +98,8 @@ class Switch:
             self._local[address] = deliver if sealed else self._opened(deliver)
             if announce:
                 self._announced[address] = None
-        if self._uplink is not None and announce:
-            self._uplink.announce(address, self.session)
+        if announce:
+            self._up.announce(address, self.session)
 
     def detach(self, address: str) -> None:
         """Forget a local actor."""
@@ -106,8 +107,8 @@ class Switch:
             self._local.pop(address, None)
             announced = address in self._announced
             self._announced.pop(address, None)
-        if self._uplink is not None and announced:
-            self._uplink.withdraw(address)
+        if announced:
+            self._up.withdraw(address)
 
     def attach_actor(self, address: str, actor: pykka.ActorRef[Any]) -> None:
         """Put a Pykka actor of your own on the switch, reachable from every process.
@@ -143,21 +144,20 @@ class Switch:
                 self._sweeper.start()
         return listener.url
 
-    def connect(self, urls: Sequence[str]) -> Uplink:
+    def connect(self, urls: Sequence[str], shortcuts: Sequence[str] = ()) -> Uplink:
         """Have a parent: the first of `urls` that answers, and the next when it falls silent.
+
+        Args:
+            urls: where parents listen.
+            shortcuts: where gateways do, to which what is for the store may go straight.
 
         Raises:
             LocalProtocolError: no adapter serves one of the URLs, or there is an uplink already.
         """
-        if self._uplink is not None:
-            raise LocalProtocolError("a switch has one uplink; give it several URLs instead")
-        for url in urls:
-            self._transports.of(url)
-        uplink = Uplink(urls, self._transports, self, self.limits, self._log)
         with self._lock:
             known = dict.fromkeys(self._announced, self.session) | self._peers.sessions()
-            self._uplink = uplink
-        uplink.start(known)
+            uplink = self._up.make(urls, shortcuts)
+        self._up.start(known)
         return uplink
 
     def close(self) -> None:
@@ -169,8 +169,7 @@ class Switch:
         if self._asker is not None:
             self._asker.close()
         self._local.clear()
-        if self._uplink is not None:
-            self._uplink.close()
+        self._up.close()
         for listener in self._listeners:
             listener.close()
         if self._sweeper is not None:
@@ -184,25 +183,26 @@ class Switch:
         What cannot be delivered is dropped and counted; whoever expects an answer (`ref`) is
         sent a `Refused` in its place.
         """
-        self._send(envelopes, self._uplink)
+        self._send(envelopes, upwards=True)
 
-    def _send(self, envelopes: Sequence[m.Envelope], uplink: Uplink | None) -> None:
+    def _send(self, envelopes: Sequence[m.Envelope], *, upwards: bool) -> None:
         batches: dict[object, tuple[Deliver, list[m.Envelope]]] = {}
         for envelope in envelopes:
-            key, deliver = self._way(envelope.to, envelope.sender, uplink)
+            key, deliver = self._way(envelope.to, envelope.sender, upwards)
             batches.setdefault(key, (deliver, []))[1].append(envelope)
         for deliver, batch in batches.values():
             self._try(deliver, batch)
 
-    def _way(self, to: str, sender: str, uplink: Uplink | None) -> tuple[object, Deliver]:
+    def _way(self, to: str, sender: str, upwards: bool) -> tuple[object, Deliver]:
         local = self._local.get(to)
         if local is not None:
             return (to, sender), local  # one sender's bound must not be another's refusal
         connection = self._peers.route(to)
         if connection is not None:
             return connection, connection.send
-        if uplink is not None:
-            return uplink, uplink.send
+        link = self._up.towards(to) if upwards else None
+        if link is not None:
+            return link, link.send
         return None, self._undeliverable
 
     def _try(self, deliver: Deliver, batch: list[m.Envelope]) -> None:
@@ -244,7 +244,7 @@ class Switch:
         return m.Envelope(envelope.to, envelope.sender, message, envelope.ref)
 
     def _reaches(self, address: str) -> bool:
-        above = self._uplink is not None
+        above = self._up.uplink is not None
         return above or address in self._local or self._peers.route(address) is not None
 
     def _undeliverable(self, batch: list[m.Envelope]) -> None:
@@ -275,12 +275,12 @@ class Switch:
 
     def received(self, connection: Connection, envelopes: Sequence[m.Envelope]) -> None:
         """Envelopes came over a link: check each against what that peer may say, and pass it on."""
-        uplink = self._uplink
-        if uplink is not None and uplink.owns(connection):
-            uplink.heard(envelopes)
+        link = self._up.of(connection)
+        if link is not None:
+            link.heard(envelopes)
             # What the parent sends down and nobody here has must not go back up.
             down = [e for e in envelopes if e.to != m.NEIGHBOUR and self._permitted(e)]
-            self._send(down, None)
+            self._send(down, upwards=False)
             return
         self._peers.heard(connection, time.monotonic())
         onward = []
@@ -302,17 +302,16 @@ class Switch:
 
     def closed(self, connection: Connection) -> None:
         """The peer is gone for certain."""
-        uplink = self._uplink
-        if uplink is not None and uplink.owns(connection):
-            uplink.lost()
+        link = self._up.of(connection)
+        if link is not None:
+            link.lost()
             return
         self._withdraw(self._peers.gone(connection))
 
     def _withdraw(self, addresses: Sequence[str]) -> None:
         for address in addresses:
             self._log.info("child_gone", address=address)
-            if self._uplink is not None:
-                self._uplink.withdraw(address)
+            self._up.withdraw(address)
 
     def _sweep(self) -> None:
         """Free the names of silent children, and make the transport look whether they are gone."""
@@ -342,7 +341,8 @@ class Switch:
         try:
             if hello.address in self._local:
                 raise AddressTaken(f"{hello.address!r} is here already")
-            self._peers.register(connection, hello, time.monotonic(), list(self._local))
+            if not self._peers.register(connection, hello, time.monotonic(), list(self._local)):
+                return hello_first()  # its greeting by the other way is late, or went elsewhere
         except AgentOSError as error:
             self._log.warning("hello_refused", address=hello.address, error=str(error))
             self.counters[f"hello_refused.{error.code}"] += 1
@@ -351,8 +351,8 @@ class Switch:
             if holder := self._peers.route(hello.address):  # is it gone? Only sending tells
                 self._try(holder.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Pong())])
             return m.Refused(code=error.code, reason=str(error))
-        if self._uplink is not None:
-            self._uplink.announce(hello.address, hello.session)
+        if not hello.beside:
+            self._up.announce(hello.address, hello.session)
         return m.Welcome(address=hello.address)
 
     def _may(self, connection: Connection, envelope: m.Envelope) -> bool:
@@ -385,7 +385,7 @@ class Switch:
         self._log.warning(
             "protocol_error", peer=connection.peer if connection else "", error=str(error)
         )
-        if connection is None or (self._uplink is not None and self._uplink.owns(connection)):
+        if connection is None or self._up.of(connection) is not None:
             return
         errors = self._peers.erred(connection, time.monotonic())
         if errors > self.limits.max_peer_errors or isinstance(error, HostilePeerError):

@@ -23,6 +23,8 @@ ALONG = 0.75
 SELDOM = 2.0
 """After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway."""
 MOMENT_S = 0.001
+MOST_S = 1.0
+"""How long a link waits for the one that it is beside, before it looks whether it is closed."""
 HELLO_FIRST = "hello_first"
 """The code of a refusal: the parent does not know this connection."""
 
@@ -41,6 +43,8 @@ class Uplink:
     Args:
         urls: where parents listen, in order of preference.
         receiver: the switch.
+        beside: the link to which this one is a second, shorter way: it waits until that one is up,
+            is used while it is up itself, and lets nothing wait for it.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Uplink:
         receiver: Receiver,
         limits: Limits,
         log: Any,
+        beside: Uplink | None = None,
     ) -> None:
         if not urls:
             raise LocalProtocolError("an uplink needs at least one URL")
@@ -60,6 +65,7 @@ class Uplink:
         self._receiver = receiver
         self._limits = limits
         self._log = log
+        self._beside = beside
         self._names: dict[str, str] = {}
         """Addresses with their sessions. The first is what this process is: greeted alone."""
         self._welcomed: set[str] = set()
@@ -99,7 +105,7 @@ class Uplink:
             may = self._is_known() or next(iter(self._names)) == address
             connection = self._connection if may else None
         if connection is not None:
-            self._say(connection, address, m.Hello(address=address, session=session))
+            self._say(connection, address, self._hello(address, session))
 
     def withdraw(self, address: str) -> None:
         """Greet as this name no more, and let the parent forget it."""
@@ -111,19 +117,21 @@ class Uplink:
             self._say(connection, address, m.Bye(address=address))
 
     def send(self, envelopes: Sequence[m.Envelope]) -> None:
-        """Send these up, or let them wait for a parent.
+        """Send these up, or let them wait for a parent (beside another link: give them to that).
 
         Raises:
             Overloaded: too many wait already, or the parent does not take them fast enough.
         """
         with self._lock:
             connection = self._connection if self._up.is_set() else None
-            if connection is None:
+            if connection is None and self._beside is None:
                 self._hold_back(envelopes)
         # Not under the lock: with `inproc://` the parent's answers come back in this call.
         if connection is not None:
             probe = [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())] if self._may_probe() else []
             connection.send([*envelopes, *probe] if probe else envelopes)
+        elif self._beside is not None:
+            self._beside.send(envelopes)
 
     def _may_probe(self) -> bool:
         """Whether a probe is nearly due: in the company of a heartbeat it costs no wake-up."""
@@ -161,6 +169,10 @@ class Uplink:
     def _run(self) -> None:
         failures = 0
         for url in itertools.cycle(self._urls):
+            while (
+                self._beside is not None and not self._closed and not self._beside.wait_up(MOST_S)
+            ):
+                pass
             if self._closed:
                 return
             try:
@@ -247,7 +259,10 @@ class Uplink:
             if not self._is_known():
                 del names[1:]
         for address, session in names:
-            self._say(connection, address, m.Hello(address=address, session=session))
+            self._say(connection, address, self._hello(address, session))
+
+    def _hello(self, address: str, session: str) -> m.Hello:
+        return m.Hello(address=address, session=session, beside=self._beside is not None)
 
     def _hold_back(self, envelopes: Sequence[m.Envelope]) -> None:
         waiting = len(self._waiting)
@@ -304,6 +319,8 @@ class Uplink:
             with self._lock:
                 self._welcomed.clear()
                 self._up.clear()
+            # Beside another link: that may lead to another of the parents by now.
+            self._broken = self._beside is not None and len(self._urls) > 1
             self._wake.set()
         elif refused.reason != self.refusal:
             self.refusal = refused.reason

@@ -32,10 +32,14 @@ class Hello(Message, frozen=True, kw_only=True):
     `session` is a secret of the process that hosts the actor: whoever says it again is the same
     process on a new connection, and takes its name with it. A switch passes the greetings of its
     children up, so that every parent knows all the names below it.
+
+    `beside`: this connection is a second, shorter way to a process that is known here by another
+    one; the session proves it. Answers take the way over which was asked last.
     """
 
     address: Address
     session: Annotated[str, Meta(min_length=16, max_length=64)]
+    beside: bool = False
 
 
 class Welcome(Message, frozen=True, kw_only=True):
