@@ -207,6 +207,14 @@ def proxy(
     region_url: Annotated[
         str, typer.Option("--region-url", metavar="URL[,URL]", help="Where its region listens.")
     ],
+    gateway: Annotated[
+        str,
+        typer.Option(
+            "--gateway",
+            metavar="URL[,URL]",
+            help="Where its region's gateways listen, if it can reach them: results are saved faster.",
+        ),
+    ] = "",
     grace: Grace = None,
     config: ConfigFile = None,
     as_json: Json = False,
@@ -217,6 +225,7 @@ def proxy(
     spec = RoleSpec(
         role=f"proxy/{_named(name, 'REGION/NAME', 2)}",
         parents=urls(region_url),
+        shortcuts=urls(gateway) if gateway else (),
         agents=found.offered_by(name),
         limits=found.limits,
         log_level=log_level,

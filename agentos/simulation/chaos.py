@@ -63,8 +63,9 @@ class Chaos:
                 self._forge(fault)
             case kind if kind in ON_MESSAGES:
                 assert process.uplink is not None, "the store has no link of its own"
-                link = process.uplink.link
-                (link.up if fault.up else link.down).armed.append(_armed(fault))
+                armed = _armed(fault)
+                for lane in process.uplink.lanes(up=fault.up):  # whichever the message takes
+                    lane.armed.append(armed)
             case _:
                 process.armed.append(_armed(fault))
 
@@ -76,10 +77,9 @@ class Chaos:
         for process in self._network.processes.values():
             process.armed.clear()
             if process.uplink is not None:
-                for link in process.uplink.links.values():
-                    for lane in (link.up, link.down):
-                        lane.armed.clear()
-                        lane.cuts = 0
+                for lane in process.uplink.all_lanes():
+                    lane.armed.clear()
+                    lane.cuts = 0
         self._network.changed()
         for process in list(self._network.processes.values()):
             if not process.alive and process.address not in self._dead:
@@ -124,16 +124,15 @@ class Chaos:
     def _cut(self, fault: Fault) -> None:
         uplink = self._network.processes[fault.target].uplink
         assert uplink is not None, "the store has no link of its own"
-        link = uplink.link
-        lanes = (link.up, link.down)
+        up, down = uplink.lanes(up=True), uplink.lanes(up=False)
+        # A host that is cut off has lost all its links; else it is one of them.
+        some = (slice(None), slice(0, 1), slice(1 if len(up) > 1 else 0, None))[fault.number % 3]
+        lanes = [*up[some], *down[some]]
         if fault.kind == "one_way":
-            lanes = (link.up,) if fault.up else (link.down,)  # type: ignore[assignment]
+            lanes = (up if fault.up else down)[some]
         names = ", ".join(lane.name for lane in lanes)
         self._world.hit(fault.kind, f"{names} for {fault.for_s:.2f} s")
-        for lane in lanes:
-            lane.cuts += 1
-            lane.generation += 1
-        self._network.changed()
+        self._network.cut(lanes)
         self._world.at(self._world.now + fault.for_s, self._mend, lanes)
 
     def _mend(self, lanes: Sequence[Lane], _: object = None) -> None:

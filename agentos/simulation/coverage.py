@@ -80,6 +80,7 @@ STATES: Final[Mapping[str, str]] = {
     "drain_took_too_long": "a process that was stopped in order was still waiting for calls",
     "found_another_parent": "a process lost its parent and found one again",
     "waited_for_a_parent": "a message waited for a parent",
+    "saved_past_its_region": "an owner whose link to its region was cut wrote to the store",
     "nobody_has_the_address": "a message was for an address that nobody had",
     "client_read_the_end": "a client learned of an end by looking for it",
 }

@@ -70,11 +70,12 @@ class Hosts:
         if process.uplink is not None:
             process.uplink.parent = None
             process.uplink.waiting.clear()
-            process.uplink.link.down.generation += 1
+            for lane in process.uplink.lanes(up=False):
+                lane.generation += 1
         for other in self._network.processes.values():
-            link = other.uplink.links.get(process.address) if other.uplink is not None else None
-            if link is not None:
-                link.up.generation += 1
+            for links in (other.uplink.links, other.uplink.shortcuts) if other.uplink else ():
+                if link := links.get(process.address):
+                    link.up.generation += 1
         self._network.changed()
         connect_s = 0.02 + self._world.chance()
         self._world.at(self._world.now + for_s, self.start, process, connect_s)

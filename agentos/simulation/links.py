@@ -17,16 +17,18 @@ class Lane:
     Attributes:
         name: like `proxy/r0/1 up`.
         cuts: how many partitions keep messages from passing now.
+        cut_at: since when, if any do.
         generation: changes whenever what is on the lane is lost.
         free_at: when the last message that was sent in order arrives.
         armed: faults that wait for a message to happen to.
     """
 
-    __slots__ = ("armed", "cuts", "free_at", "generation", "name")
+    __slots__ = ("armed", "cut_at", "cuts", "free_at", "generation", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.cuts = 0
+        self.cut_at = 0.0
         self.generation = 0
         self.free_at = 0.0
         self.armed: list[Armed] = []
@@ -41,22 +43,31 @@ class Link:
         self.up = Lane(f"{child} to {parent}")
         self.down = Lane(f"{parent} to {child}")
 
+    @property
+    def lanes(self) -> tuple[Lane, Lane]:
+        """Both directions."""
+        return self.up, self.down
+
 
 class Uplink:
     """A process's way up: the parents that it may have, and the one that it has.
 
     Attributes:
         parents: addresses, in order of preference.
+        shortcuts: by gateway, a link past our parent for what is for the store.
         parent: the one that it talks to; None while it looks for one.
         known: the parent's incarnation that has welcomed us.
         waiting: what is to go up as soon as there is a parent.
     """
 
-    __slots__ = ("at", "failures", "heard_at", "known", "links", "parent", "parents", "waiting")
+    __slots__ = (
+        "at", "failures", "heard_at", "known", "links", "parent", "parents", "shortcuts", "waiting",
+    )  # fmt: skip
 
-    def __init__(self, child: str, parents: Sequence[str]) -> None:
+    def __init__(self, child: str, parents: Sequence[str], shortcuts: Sequence[str] = ()) -> None:
         self.parents = tuple(parents)
         self.links = {parent: Link(child, parent) for parent in parents}
+        self.shortcuts = {gateway: Link(child, gateway) for gateway in shortcuts}
         self.at = 0
         self.parent: Process | None = None
         self.known = 0
@@ -68,6 +79,16 @@ class Uplink:
     def link(self) -> Link:
         """The link to the parent that it has, or tries next."""
         return self.links[self.parents[self.at]]
+
+    def lanes(self, *, up: bool) -> list[Lane]:
+        """All lanes of one direction that what is said to or by this process may take now."""
+        links = [self.link, *self.shortcuts.values()]
+        return [link.up if up else link.down for link in links]
+
+    def all_lanes(self) -> list[Lane]:
+        """Every lane of every link."""
+        links = [*self.links.values(), *self.shortcuts.values()]
+        return [lane for link in links for lane in link.lanes]
 
 
 class Process:

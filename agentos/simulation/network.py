@@ -5,7 +5,8 @@ processes, the store at the root, gateways below it, regions and clients below t
 proxies below their regions. Every process dials out to one parent of a list, and to the next when
 that has been silent for too long; a message goes up until somebody knows the way down. So a
 region that is down cuts its proxies from the store, and a link that breaks takes with it what is
-on it.
+on it. Every other proxy has a shortcut: what is for the store goes straight to the gateway above its
+region, and its answers come straight back, for as long as that gateway knows it from the region.
 
 A message costs one event, however many links it crosses: its way is worked out when it is sent,
 and looked at again when it arrives if anything has changed meanwhile.
@@ -13,12 +14,12 @@ and looked at again when it arrives if anything has changed meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agentos.core import messages as m
 from agentos.core.limits import Limits
 from agentos.simulation.faults import Armed
-from agentos.simulation.links import Lane, Process, Uplink, Way
+from agentos.simulation.links import Lane, Link, Process, Uplink, Way
 from agentos.simulation.port import World
 
 HOP_S = 0.0003
@@ -146,6 +147,16 @@ class Network:
                 return self._reaches(way, here)
             if target is not None and here in above:
                 return self._down(way, target, above, here)
+            gateway, link = self._shortcut(here) if to == m.STORE else (None, None)
+            if gateway is not None and link is not None:
+                if link.up.cuts:
+                    return way
+                if here.uplink is not None and here.uplink.link.up.cuts:
+                    self._world.note("saved_past_its_region")
+                way.lanes.append(link.up)
+                here = gateway
+                way.through.append(here)
+                continue
             uplink = here.uplink
             if uplink is None:
                 way.unknown = True
@@ -176,16 +187,50 @@ class Network:
 
     def _down(self, way: Way, target: Process, above: list[Process], here: Process) -> Way:
         steps = above[: above.index(here)]
+        gateway, shortcut = self._shortcut(target)
+        straight = shortcut is not None and gateway in (here, *steps)
+        if straight:
+            del steps[0]
         lanes = []
         for process in (target, *steps):
             assert process.uplink is not None, "what is below somebody has a way up"
             lane = process.uplink.link.down
+            if straight and shortcut is not None and process is target:
+                lane = shortcut.down
             if lane.cuts or not process.alive:
                 return way
             lanes.append(lane)
         way.lanes += reversed(lanes)
         way.through += reversed(steps)
         return self._reaches(way, target)
+
+    def _shortcut(self, process: Process) -> tuple[Process | None, Link | None]:
+        """The way past its parent that it would use now, and where that leads."""
+        uplink = process.uplink
+        region = uplink.parent if uplink is not None and uplink.shortcuts else None
+        if uplink is None or region is None or region.uplink is None:
+            return None, None
+        known = region.alive and region.incarnation == uplink.known
+        gateway = region.uplink.parent if known else None
+        if gateway is None or not (gateway.alive and gateway.incarnation == region.uplink.known):
+            return None, None
+        link = uplink.shortcuts.get(gateway.address)
+        if link is not None and any(
+            lane.cuts and self._world.now - lane.cut_at > self._patience_s for lane in link.lanes
+        ):
+            return None, None  # it has been silent for so long that it was given up
+        return gateway, link
+
+    def cut(self, lanes: Sequence[Lane]) -> None:
+        """Nothing passes here any more, until these are mended."""
+        for lane in lanes:
+            if not lane.cuts:
+                lane.cut_at = self._world.now
+            lane.cuts += 1
+            lane.generation += 1
+        self.changed()
+        given_up = self._world.now + self._patience_s + HOP_S
+        self._world.at(given_up, lambda *_: self.changed())
 
     @staticmethod
     def _reaches(way: Way, target: Process) -> Way:

@@ -148,7 +148,7 @@ class Simulation:
                     first = i % len(gateways)
                     uplink = Uplink(address, [*gateways[first:], *gateways[:first]])
                 case "proxy":
-                    uplink = Uplink(address, [m.region_of(address)])
+                    uplink = Uplink(address, [m.region_of(address)], gateways if i % 2 else ())
             self.network.add(Process(address, uplink))
         store = self.network.processes[m.STORE]
         self.store = StoreHost(self, store, self.database, self.limits)
