@@ -65,7 +65,7 @@ def schedule(seed: int, roles: Sequence[str], gap_s: float, longest_s: float) ->
         for child in roles
         for parent in roles
         if (child.partition("/")[0], parent.partition("/")[0])
-        in {("gateway", "store"), ("region", "gateway")}
+        in {("gateway", "store"), ("region", "gateway"), ("proxy", "gateway")}
         or (child.startswith("proxy/") and parent == f"region/{child.split('/')[1]}")
     ]
     while True:
