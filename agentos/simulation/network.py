@@ -264,7 +264,11 @@ class Network:
             self._rouse(process)
 
     def _rouse(self, process: Process) -> None:
-        """A proxy with a new link says to its region that it is there."""
+        """A proxy with a new link says to its region that it is there.
+
+        Real ones probe a link seldom while they rest, but see at once that it was closed; here all
+        of them probe, and that is how they see it.
+        """
         if process.role == "proxy":
             roused = m.Envelope(process.address, m.NEIGHBOUR, m.Rouse())
             self._world.at(self._world.now, self._to_itself, process, roused)
