@@ -69,12 +69,29 @@ def test_a_living_process_keeps_its_name(peers: Peers) -> None:
 
 
 def test_a_silent_process_loses_its_name_to_the_next(peers: Peers) -> None:
-    """Once the holder has been silent for the patience, whoever asks has the name."""
+    """Once the holder, asked whether it lives, has been silent for the patience, it is free."""
     one, two = Wire(), Wire()
     peers.register(one, hello("region/eu"), 0.0)
-    peers.register(two, hello("region/eu", "secret of process b"), PATIENCE_S)
+    for now in (100.0, 100.0 + 0.9 * PATIENCE_S):
+        with pytest.raises(AddressTaken, match="alive"):
+            peers.register(two, hello("region/eu", "secret of process b"), now)
+    peers.register(two, hello("region/eu", "secret of process b"), 100.0 + PATIENCE_S)
     assert peers.route("region/eu") is two
     assert not peers.speaks_for(one, "region/eu")
+
+
+def test_one_that_rests_keeps_its_name_if_it_answers(peers: Peers) -> None:
+    """A child that is silent because it has nothing to say is asked, and loses nothing."""
+    one, two = Wire(), Wire()
+    peers.register(one, hello("proxy/eu/1"), 0.0)
+    for asked in (100.0, 200.0):
+        with pytest.raises(AddressTaken, match="alive"):
+            peers.register(two, hello("proxy/eu/1", "secret of process b"), asked)
+        peers.heard(one, asked + 0.1)
+        with pytest.raises(AddressTaken, match="alive"):
+            peers.register(two, hello("proxy/eu/1", "secret of process b"), asked + 50.0)
+        peers.heard(one, asked + 50.1)
+    assert peers.route("proxy/eu/1") is one
 
 
 def test_the_same_process_takes_its_name_along(peers: Peers) -> None:
@@ -195,7 +212,7 @@ def test_the_silent_are_forgotten_and_still_probed(peers: Peers) -> None:
     peers.register(one, hello("greeter"), 0.0)
     peers.register(two, hello("client/y"), 0.0)
     assert peers.erred(nameless, 0.0) == 1
-    now = FORGET_AFTER * PATIENCE_S + 1
+    now = FORGET_AFTER * PATIENCE_S + LIMITS.idle_beat_s + 1
     peers.heard(two, now)
     silent, names = peers.silent(now)
     assert set(silent) == {one, nameless}

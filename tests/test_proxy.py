@@ -325,14 +325,31 @@ def test_after_a_pause_its_own_waiting_calls_are_not_begun() -> None:
 def test_it_says_seldom_that_it_has_nothing_to_do() -> None:
     """An idle proxy's heartbeats are further apart; with a task they come as often as ever."""
     machine, limits = proxy(), Limits()
-    idle_s = limits.idle_factor * limits.heartbeat_s
-    assert machine.next_deadline() == idle_s
+    assert machine.next_deadline() == 0.5  # until it is certain that one of them was heard
     beat(machine)
-    assert machine.next_deadline() == 2 * idle_s
-    tell(machine, REGION, run(1), now=2.0)
-    assert machine.next_deadline() == 2.0 + limits.heartbeat_s
     beat(machine)
-    assert machine.next_deadline() == 2.0 + 2 * limits.heartbeat_s
+    assert machine.next_deadline() == 1.0 + limits.idle_beat_s == 6.0
+    beat(machine)
+    assert machine.next_deadline() == 11.0
+    tell(machine, REGION, run(1), now=7.0)
+    assert machine.next_deadline() == 7.0 + limits.heartbeat_s
+    beat(machine)
+    assert machine.next_deadline() == 7.0 + 2 * limits.heartbeat_s
+
+
+def test_it_beats_when_it_is_asked_to() -> None:
+    """A proxy that rests answers its region, or a new link, at once; several that came, once."""
+    machine = proxy()
+    for _ in range(3):
+        beat(machine)
+    for sender in (REGION, REGION, m.NEIGHBOUR):
+        assert tell(machine, sender, m.Rouse(), now=3.0) == []
+    assert machine.next_deadline() == 3.0
+    (heard,) = tell(machine, ME, m.Tick(), now=3.0)
+    assert (heard.to, type(heard.message)) == (REGION, m.ProxyBeat)
+    assert machine.next_deadline() == 3.0 + Limits().idle_beat_s
+    assert tell(machine, "region/r1", m.Rouse(), now=4.0) == []
+    assert machine.next_deadline() == 3.0 + Limits().idle_beat_s
 
 
 def test_single_calls_spread_when_home_is_full() -> None:

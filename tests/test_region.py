@@ -237,7 +237,8 @@ def test_a_silent_proxy_is_replaced() -> None:
         now += 0.25
         tell(machine, other, beat(), now)
         sends += tell(machine, ME, m.Tick(), now)
-    assert [s.message for s in sends if s.to == other] == [m.PeerDown(proxies=(owner,))]
+    told = [s.message for s in sends if s.to == other and not isinstance(s.message, m.Rouse)]
+    assert told == [m.PeerDown(proxies=(owner,))]
     (claim,) = {s.message for s in sends if isinstance(s.message, m.Claim)}
     assert (claim.expected, claim.owner) == (E11, other)
 
@@ -251,6 +252,61 @@ def test_one_that_rests_is_expected_at_once_when_it_is_given_something() -> None
     tell(machine, "store", claimed(claim.message), 3.0)
     looks = [3 + n / 4 for n in range(1, 13)]
     assert next(now for now in looks if tell_down(machine, now)) == 5.0
+
+
+def test_one_that_never_heard_of_its_task_is_asked_and_not_suspected() -> None:
+    """A lost `Run` costs a second: the resting owner is roused until it holds what it was given."""
+    machine = region(P0)
+    for n in range(1, 13):
+        tell(machine, ME, m.Tick(), n / 4)
+    (claim,) = tell(machine, "gateway/a", assign(), 3.1)
+    tell(machine, "store", claimed(claim.message), 3.1)  # the Run is lost
+    again = None
+    for n in range(13, 40):
+        sends = tell(machine, ME, m.Tick(), n / 4)
+        assert not any(isinstance(s.message, m.PeerDown | m.Declined) for s in sends)
+        assert (P0, m.Rouse) in kinds(sends)
+        answer = tell(machine, P0, beat(), n / 4)
+        if claims := [s for s in answer if isinstance(s.message, m.Claim)]:
+            (again,) = tell(machine, "store", claimed(claims[0].message), n / 4)
+            break
+    assert again is not None
+    assert (type(again.message), again.to, n / 4) == (m.Run, P0, 4.25)
+    tell(machine, P0, beat(m.Held(1, E11)), 4.3)
+    assert (P0, m.Rouse) not in kinds(tell(machine, ME, m.Tick(), 4.5))
+
+
+def test_a_heartbeat_that_crosses_what_is_given_is_not_taken_for_an_answer() -> None:
+    """That a proxy rests is believed of a heartbeat only that is later than what it was given."""
+    machine, owner = owning(P0, P1)
+    other = P1 if owner == P0 else P0
+    for n in range(1, 5):
+        tell(machine, owner, beat(m.Held(1, E11), slots=1), n / 4)
+        tell(machine, ME, m.Tick(), n / 4)
+    question = m.Place(call=call(owner), rows=("a/1/s0", "a/1/s1"))
+    assert (other, m.Call) in kinds(tell(machine, owner, question, 1.1))
+    tell(machine, other, beat(), 1.15)  # it was on its way already
+    tell(machine, owner, beat(m.Held(1, E11)), 1.2)
+    assert (other, m.Rouse) in kinds(tell(machine, ME, m.Tick(), 1.25))
+    tell(machine, other, beat(), 1.3)
+    tell(machine, owner, beat(m.Held(1, E11)), 1.4)
+    assert (other, m.Rouse) not in kinds(tell(machine, ME, m.Tick(), 1.5))
+
+
+def test_when_one_is_dead_those_that_rest_are_asked_as_well() -> None:
+    """A machine may have died long ago with many that rested: they are all found out together."""
+    machine, owner = owning(P0, P1, "proxy/r0/2", "proxy/r0/3")
+    others = sorted({P0, P1, "proxy/r0/2", "proxy/r0/3"} - {owner})
+    living = others[0]
+    down: dict[str, float] = {}
+    for n in range(1, 25):
+        sends = tell(machine, ME, m.Tick(), n / 4)
+        if (living, m.Rouse) in kinds(sends):
+            tell(machine, living, beat(), n / 4)
+        for send in sends:
+            if send.to == living and isinstance(send.message, m.PeerDown):
+                down |= dict.fromkeys(send.message.proxies, n / 4)
+    assert down == {owner: 1.75, others[1]: 3.5, others[2]: 3.5}
 
 
 def tell_down(machine: RegionMachine, now: float) -> bool:

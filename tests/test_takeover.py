@@ -48,6 +48,54 @@ def kill_owners(cluster: Cluster, task_id: int, dead_s: float = 0.1) -> Iterator
             yield owner
 
 
+def test_a_dead_proxy_that_rested_is_replaced_as_fast_as_any() -> None:
+    """A task given to an idle proxy that is dead already goes on elsewhere within the usual time."""
+    limits = Limits()
+    for seed in range(10):
+        cluster = Cluster(lambda _: Reply("x"), proxies=2, seed=seed)
+        cluster.run_for(20.0 + seed / 2)
+        cluster.kill("proxy/r0/0")
+        cluster.run_for(1.0)
+        tasks = [cluster.submit(ONE) for _ in range(2)]
+        assert "proxy/r0/0" in {cluster.task(task_id).owner for task_id in tasks}
+        began = cluster.now
+        cluster.run_until(lambda: cluster.ended(*tasks), 10)  # noqa: B023
+        assert cluster.now - began < limits.suspicion_s + 1.0
+
+
+def test_a_lost_run_does_not_make_its_owner_a_suspect() -> None:
+    """An idle proxy that never heard of its task is asked, and given it again."""
+    cluster = Cluster(lambda _: Reply("x"), proxies=1)
+    cluster.run_for(20.0)
+    lost = [2]
+
+    def lose(envelope: m.Envelope) -> int:
+        if isinstance(envelope.message, m.Run) and lost[0]:
+            lost[0] -= 1
+            return 0
+        return 1
+
+    cluster.fault = lose
+    task_id = cluster.submit(ONE)
+    cluster.run_until(lambda: cluster.ended(task_id), 10)
+    task = cluster.task(task_id)
+    assert (task.state, task.epoch, task.attempts) == ("succeeded", Epoch(1, 1), 0)
+    assert not list(cluster.sent(m.PeerDown))
+
+
+def test_a_task_does_not_try_the_dead_one_by_one() -> None:
+    """Most idle proxies died unnoticed: a task loses two owners to that at most, not its chances."""
+    cluster = Cluster(lambda _: Reply("x"), proxies=12)
+    cluster.run_for(20.0)
+    for number in range(10):
+        cluster.kill(f"proxy/r0/{number}")
+    task_ids = [cluster.submit(ONE) for _ in range(4)]
+    cluster.run_until(lambda: cluster.ended(*task_ids), 30)
+    tasks = [cluster.task(task_id) for task_id in task_ids]
+    assert {task.state for task in tasks} == {"succeeded"}
+    assert max(task.epoch.regional_epoch for task in tasks) <= 3
+
+
 def test_a_task_that_kills_its_owners_fails() -> None:
     """After `max_attempts` owners in a row it is FAILED, and its error names every one of them."""
     cluster = Cluster(lambda _: Reply(never=True), proxies=3)

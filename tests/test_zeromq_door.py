@@ -7,6 +7,7 @@ import socket as bsd
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -19,6 +20,7 @@ from agentos.core.errors import HostilePeerError, Overloaded
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_recorder import Recorder, eventually
 from agentos.transports.zeromq import ZeroMQTransport
+from agentos.transports.zeromq_door import LOOK_S
 from tests.attack.peer import Peer, frame, handshake, tcp
 from tests.switches import FAST
 
@@ -42,13 +44,21 @@ def ended(connection: bsd.socket) -> bool:
     return True
 
 
-def test_an_endless_message_is_cut_off(transport: ZeroMQTransport) -> None:
-    """Frames that promise more for ever are not gathered: their sender is disconnected, and told of."""
+@pytest.mark.parametrize("known", [False, True])
+def test_an_endless_message_is_cut_off(transport: ZeroMQTransport, known: bool) -> None:
+    """Frames that promise more for ever are not gathered: their sender is disconnected, and told of.
+
+    Also one that was an honest peer, and has been quiet since.
+    """
     inbox = Recorder()
     url = transport.listen("tcp://127.0.0.1:*", inbox).url
     before = psutil.Process().memory_info().rss
     with tcp(url) as connection:
         handshake(connection)
+        if known:
+            connection.sendall(b"".join(frame(part, more=part != HELLO[-1]) for part in HELLO))
+            eventually(lambda: len(inbox.batches) == 1)
+            time.sleep(5 * LOOK_S)
         blob = frame(b"x" * 200, more=True) * 5_000
         with contextlib.suppress(OSError):
             connection.settimeout(20)

@@ -144,6 +144,7 @@ class RouterListener:
                 break
             self._monitor.poll(10)
         self._monitor.close(linger=0)
+        self._door.close()
         self._gone.set()
 
     def forget(self, child: Child, routing_id: bytes, *, refuse: bool) -> None:

@@ -39,21 +39,41 @@ class Fleet(Liveness[m.ProxyBeat]):
     def newly_suspected(self, now: float) -> list[str]:
         """The proxies whose silence has become too long since the last call.
 
-        One that was given something has said last that it would rest: its lease begins anew.
+        One that was given something has said last that it would rest: its lease begins anew. So
+        does everybody's who rests when somebody is suspected. They may have died of the same cause
+        long ago, and a task would lose one owner after the other to that.
         """
         for address, peer in self.items():
-            rests = self._rests(address, peer)
-            if peer.resting and not rests:
-                peer.seen_at = now
-            peer.resting = rests
+            self._expect(address, peer, now)
         suspects = super().newly_suspected(now)
         for address in suspects:
             self._refresh(address)
+        if suspects:
+            for address, peer in self.living():
+                if peer.resting:
+                    peer.doubted = True
+                    self._expect(address, peer, now)
         return suspects
 
-    def _rests(self, address: str, peer: Peer[m.ProxyBeat]) -> bool:
-        given = peer.given or address in self._owned
-        return not (given or peer.beat.calls or peer.beat.claims)
+    def to_rouse(self) -> list[str]:
+        """Proxies that have said that they rest, and must be heard soon all the same.
+
+        They have been given something, or somebody else is suspected. Whether they have heard of
+        it is not known: only from the next heartbeat on, silence is a sign.
+        """
+        return [
+            address
+            for address, peer in self.living()
+            if not (peer.resting or peer.beat.calls or peer.beat.claims)
+        ]
+
+    def _expect(self, address: str, peer: Peer[m.ProxyBeat], now: float) -> None:
+        """Note whether a proxy may be silent for long; if it may not any more, from now on."""
+        given = peer.given or peer.doubted or address in self._owned
+        rests = not (given or peer.beat.calls or peer.beat.claims)
+        if peer.resting and not rests:
+            peer.seen_at = now
+        peer.resting = rests
 
     def owns(self, address: str, tasks: int) -> None:
         """A proxy owns so many tasks now."""

@@ -29,15 +29,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How often a proxy tells its region, and a region its gateway, that its actor is alive."""
     suspect_after: int = 3
     """Heartbeats that must be missed before a peer is suspected; one late message is not a death."""
-    idle_heartbeats: int = 2
-    """A proxy that has nothing to do says so only every so many heartbeats (at most as many as may be
-    missed, should it be given something and not hear of it), and is suspected so much later."""
+    idle_heartbeats: int = 10
+    """A proxy that has nothing to do says so only every so many heartbeats, and is suspected so much
+    later; as long as it is given nothing. A thousand that rest must not cost what a busy one does."""
     sweep_s: float = 1.0
     """How often a role looks in the database for what a lost message left undone."""
     resend_s: float = 1.0
     """How long a role waits for the store's answer before it asks again."""
     link_ping_s: float = 1.0
-    """How often a quiet uplink is probed; a link is given up after `suspect_after` silent probes."""
+    """How often a quiet uplink is probed (that of a proxy that rests: when as many of its heartbeats
+    have gone up as may be missed); a link is given up after `suspect_after` silent probes."""
     reconnect_min_s: float = 0.05
     reconnect_max_s: float = 2.0
     """Exponential back-off with full jitter between these (AWS Architecture Blog, 2015)."""
@@ -112,9 +113,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.heartbeat_s * self.suspect_after
 
     @property
-    def idle_factor(self) -> int:
-        """How much less often a proxy that has nothing to do is heard."""
-        return min(self.idle_heartbeats, self.suspect_after - 1)
+    def idle_beat_s(self) -> float:
+        """Seconds between the heartbeats of a proxy that has nothing to do."""
+        return self.heartbeat_s * self.idle_heartbeats
 
     def check(self) -> Limits:
         """Return these limits if they fit together.

@@ -23,12 +23,14 @@ suspicion times they are waited for then."""
 class Peer(Generic[BeatT]):
     """One peer: its last heartbeat, when it came, and what was given to it since."""
 
-    __slots__ = ("beat", "given", "resting", "seen_at", "suspected")
+    __slots__ = ("beat", "doubted", "given", "resting", "seen_at", "suspected")
 
     def __init__(self, beat: BeatT, now: float) -> None:
         self.beat = beat
         self.seen_at = now
         self.given = 0
+        self.doubted = False
+        """Whether its last heartbeat may be older than what was given to it, or is not enough."""
         self.resting = False
         """Whether it is expected less often, because it has nothing to do."""
         self.suspected = False
@@ -55,6 +57,7 @@ class Liveness(Generic[BeatT]):
             self._peers[address] = Peer(beat, now)
             return True
         back = peer.suspected
+        peer.doubted = peer.given > 0
         peer.beat, peer.seen_at, peer.given, peer.suspected = beat, now, 0, False
         return back
 

@@ -67,8 +67,8 @@ class ProxyMachine:
             policy=policy,
         )
         self._seen_at: float | None = None
-        self._resting = False
-        """Whether the next heartbeat was put off because there was nothing to do."""
+        self._idle_beats = 0
+        """Heartbeats in a row that said that nothing is held; one of them alone may be lost."""
         self._yielding: set[int] = set()
         self._floors = Floors(REMEMBERED)
         self._draining = False
@@ -87,7 +87,7 @@ class ProxyMachine:
             m.Recorded: self._recorded,
             m.Stop: self._stop,
             m.Yield: self._yield,
-            m.Drain: lambda q, _e, _now: self._drain(q),
+            m.Drain: lambda q, _e, now: self._drain(q, now),
             m.Watch: self._watch,
             m.Unwatch: self._unwatch,
             m.Call: self._call,
@@ -98,6 +98,7 @@ class ProxyMachine:
                 q.task_id, q.epoch.next_regional(), q.row, e.sender
             ),
             m.PeerDown: self._peer_down,
+            m.Rouse: self._rouse,
             m.Tick: lambda _q, _e, now: self._tick(now),
         }
 
@@ -112,8 +113,8 @@ class ProxyMachine:
                 inside, outside = self._apart(handler(one.message, one, now))
                 inbox += inside
                 out += outside
-        if self._resting and self._busy:
-            self._resting = False
+        if self._idle_beats >= self._limits.suspect_after and self._busy:
+            self._idle_beats = 0
             self._timers.set(BEAT, now + self._limits.heartbeat_s)
         return out + self._hand_back() if self._yielding else out
 
@@ -167,9 +168,7 @@ class ProxyMachine:
         loading = self._loading[task_id]
         after = loading.rows[-1].node_id if loading.rows else ""
         self._timers.set((task_id, LOAD), now + self._limits.resend_s)
-        return [
-            m.Send(m.STORE, m.GetProgress(task_id=task_id, after=after), loading.ref),
-        ]
+        return [m.Send(m.STORE, m.GetProgress(task_id=task_id, after=after), loading.ref)]
 
     def _progress(self, page: m.Progress, e: m.Envelope, now: float) -> list[m.Send]:
         loading = self._loading.get(page.task_id)
@@ -203,8 +202,7 @@ class ProxyMachine:
         return [*check, *task.begin(now)]
 
     def _recorded(self, answer: m.Recorded, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        task = self._run_of(answer)
-        if task is None:
+        if (task := self._run_of(answer)) is None:
             return self._ended_unrun(answer)
         if answer.outcome == "stale":
             # Stale means stop: a newer owner exists, or the task has ended without us.
@@ -246,8 +244,7 @@ class ProxyMachine:
     def _hand_back(self) -> list[m.Send]:
         out: list[m.Send] = []
         for task_id in sorted(self._yielding):
-            task = self._runs.get(task_id)
-            if task is None:
+            if (task := self._runs.get(task_id)) is None:
                 self._yielding.discard(task_id)
             elif task.given_back:
                 self._yielding.discard(task_id)
@@ -257,8 +254,7 @@ class ProxyMachine:
     def _give_up(self, task_id: int) -> list[m.Send]:
         if self._loading.pop(task_id, None) is not None:
             self._timers.cancel((task_id, LOAD))
-        task = self._runs.pop(task_id, None)
-        if task is None:
+        if (task := self._runs.pop(task_id, None)) is None:
             return []
         over = task.epoch.next_regional()
         self._floors.lift(task_id, over)
@@ -277,8 +273,7 @@ class ProxyMachine:
         watchers = self._watchers(watch.task_id)
         if watch.client not in watchers and len(watchers) >= self._limits.max_watchers:
             return []
-        task = self._runs.get(watch.task_id)
-        if task is not None:
+        if (task := self._runs.get(watch.task_id)) is not None:
             return task.watch(watch.client, progress=watch.progress)
         if watch.task_id in self._loading:
             watchers[watch.client] = watch.progress
@@ -349,10 +344,10 @@ class ProxyMachine:
     def _busy(self) -> bool:
         return bool(self._runs or self._loading or len(self._executor))
 
-    def _drain(self, q: m.Drain) -> list[m.Send]:
+    def _drain(self, q: m.Drain, now: float) -> list[m.Send]:
         """Take nothing more, and hand back what is held; with `abort` whatever is in flight."""
         self._draining = True
-        out = [m.Send(self._region, self._beat()), *self._executor.drain(abort=q.abort)]
+        out = [self._beat(now), *self._executor.drain(abort=q.abort)]
         for task_id in [*self._loading, *self._runs]:
             out += self._let_go(task_id)
         if q.abort:
@@ -377,23 +372,28 @@ class ProxyMachine:
         for key in self._timers.pop_due(now):
             task_id, what = key
             if key == BEAT:
-                self._resting = not self._busy
-                beats = self._limits.idle_factor if self._resting else 1
-                self._timers.set(BEAT, now + beats * self._limits.heartbeat_s)
-                out.append(m.Send(self._region, self._beat()))
+                out.append(self._beat(now))
             elif what == LOAD and task_id in self._loading:
                 out += self._load(task_id, now)
             elif task_id in self._runs:
                 out += self._runs[task_id].due(what, now)
         return out
 
-    def _beat(self) -> m.ProxyBeat:
-        loading = [m.Held(q.run.task_id, q.epoch) for q in self._loading.values()]
-        running = [m.Held(task_id, run.epoch) for task_id, run in self._runs.items()]
-        return m.ProxyBeat(
+    def _rouse(self, q: m.Rouse, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        self._timers.set(BEAT, now)  # the next tick's: several that come together want one answer
+        return []
+
+    def _beat(self, now: float) -> m.Send:
+        limits = self._limits
+        self._idle_beats = 0 if self._busy else self._idle_beats + 1
+        rests = self._idle_beats >= limits.suspect_after
+        self._timers.set(BEAT, now + (limits.idle_beat_s if rests else limits.heartbeat_s))
+        held: list[tuple[int, Loading | TaskRun]] = [*self._loading.items(), *self._runs.items()]
+        beat = m.ProxyBeat(
             incarnation=self._incarnation,
             calls=len(self._executor),
-            capacity=0 if self._draining else self._limits.tasks_per_proxy,
+            capacity=0 if self._draining else limits.tasks_per_proxy,
             offers=() if self._draining else self._offers,
-            claims=tuple(loading + running),
+            claims=tuple(m.Held(task_id, holder.epoch) for task_id, holder in held),
         )
+        return m.Send(self._region, beat)

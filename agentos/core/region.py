@@ -44,7 +44,7 @@ class RegionMachine:
         self._limits = limits
         self._incarnation = incarnation
         self._balancer = balancer or LeastLoaded()
-        self._proxies = Fleet(limits.suspicion_s, limits.suspicion_s * limits.idle_factor)
+        self._proxies = Fleet(limits.suspicion_s, limits.suspicion_s * limits.idle_heartbeats)
         self._places = Places(address, self._proxies, self._balancer, limits.heartbeat_s)
         self._tasks = Holdings(self._proxies.owns)
         self._timers: Timers[tuple[int, str]] = Timers()
@@ -302,6 +302,7 @@ class RegionMachine:
             elif key == LOOK:
                 self._timers.set(LOOK, now + self._limits.heartbeat_s / 2)
                 out += self._bury(self._proxies.newly_suspected(now), now)
+                out += [m.Send(proxy, m.Rouse()) for proxy in self._proxies.to_rouse()]
                 self._proxies.forget_silent(now)
                 for agent in self._missing.keys() & self._proxies.agents():
                     del self._missing[agent]

@@ -68,6 +68,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),
         (m.Yield, (REGION,), (PROXY,)),
         (m.ProxyBeat, (PROXY,), (REGION,)),
+        (m.Rouse, (REGION, LINK), (PROXY,)),
         (m.PeerDown, (REGION,), (PROXY,)),
         # calls
         (m.Place, (PROXY,), (REGION,)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection, Mapping
 from typing import Final
@@ -14,7 +15,7 @@ from agentos.core.ports import Connection
 NAMES_PER_CHILD: Final = 65_536
 """A gateway below a store brings the names of all its clients, regions and proxies."""
 FORGET_AFTER: Final = 10
-"""Patiences of silence after which a child's names are free."""
+"""Patiences of silence, beyond what a child that rests may be silent, after which its names are free."""
 
 MAY_HOST: Final[Mapping[str, frozenset[str]]] = {
     "gateway": frozenset({"region", "proxy", "client", "actor"}),
@@ -67,10 +68,12 @@ class Route:
 class Peer:
     """One connection: the names behind it, when it was last heard, and what it did wrong."""
 
-    __slots__ = ("errors", "first", "heard_at", "names")
+    __slots__ = ("contested_at", "errors", "first", "heard_at", "names")
 
     def __init__(self, now: float) -> None:
         self.heard_at = now
+        self.contested_at = -math.inf
+        """When somebody else first wanted a name of its, if that is later than `heard_at`."""
         self.errors = 0
         self.first = ""
         """What the process is; it says what the names behind it may be. Stays when that name goes."""
@@ -86,6 +89,7 @@ class Peers:
 
     def __init__(self, limits: Limits) -> None:
         self._patience_s = limits.link_ping_s * limits.suspect_after
+        self._forget_s = FORGET_AFTER * self._patience_s + limits.idle_beat_s
         self._max = limits.max_children
         self._lock = threading.Lock()
         self._peers: dict[Connection, Peer] = {}
@@ -200,9 +204,9 @@ class Peers:
         Returns:
             these connections, as long as nobody has said that they are gone, and the names.
         """
-        limit = FORGET_AFTER * self._patience_s
+        last = now - self._forget_s
         with self._lock:
-            silent = {c: peer for c, peer in self._peers.items() if now - peer.heard_at > limit}
+            silent = {c: peer for c, peer in self._peers.items() if peer.heard_at < last}
             return list(silent), [n for c, peer in silent.items() for n in self._free(c, peer)]
 
     def _peer(self, connection: Connection, now: float) -> Peer:
@@ -210,11 +214,18 @@ class Peers:
         return peer if peer is not None else self._peers.setdefault(connection, Peer(now))
 
     def _take_over(self, route: Route, connection: Connection, hello: m.Hello, now: float) -> None:
+        """Let a name change hands: its process says so, or has not answered since it was asked.
+
+        One that rests is silent for longer than any patience: the switch asks it (`Ping`).
+        """
         if route.connection is not connection:
-            holder = self._peers[route.connection]
-            if now - holder.heard_at < self._patience_s and route.session != hello.session:
-                raise AddressTaken(f"{hello.address!r} is another process's name, which is alive")
-            holder.names.remove(hello.address)
+            holder, name = self._peers[route.connection], hello.address
+            if route.session != hello.session:
+                if holder.contested_at <= holder.heard_at:
+                    holder.contested_at = now
+                if now - holder.contested_at < self._patience_s:
+                    raise AddressTaken(f"{name!r} is the name of another process, which is alive")
+            holder.names.remove(name)
         self._drop_beside(hello.address, route)
 
     def _drop_beside(self, address: str, route: Route) -> None:

@@ -348,8 +348,8 @@ class Switch:
             self.counters[f"hello_refused.{error.code}"] += 1
             if isinstance(error, RemoteProtocolError):
                 self._protocol_error(connection, error)
-            if holder := self._peers.route(hello.address):  # is it gone? Only sending tells
-                self._try(holder.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Pong())])
+            if holder := self._peers.route(hello.address):  # is it gone, or does it answer?
+                self._try(holder.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())])
             return m.Refused(code=error.code, reason=str(error))
         if not hello.beside:
             self._up.announce(hello.address, hello.session)

@@ -21,7 +21,8 @@ from agentos.runtime.wire import open_sealed
 ALONG = 0.75
 """From which part of `limits.link_ping_s` on a probe goes along with what is sent anyway."""
 SELDOM = 2.0
-"""After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway."""
+"""After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway; and
+when nothing was for so long, a link is quiet."""
 MOMENT_S = 0.001
 MOST_S = 1.0
 """How long a link waits for the one that it is beside, before it looks whether it is closed."""
@@ -32,6 +33,12 @@ HELLO_FIRST = "hello_first"
 def hello_first() -> m.Refused:
     """What a parent answers to a connection that has no name."""
     return m.Refused(code=HELLO_FIRST, reason="say hello first: this connection has no name yet")
+
+
+def _rests(envelopes: Sequence[m.Envelope]) -> bool:
+    """Whether this is nothing but the heartbeats of proxies that hold nothing."""
+    beats = (envelope.message for envelope in envelopes)
+    return all(isinstance(b, m.ProxyBeat) and not (b.claims or b.calls) for b in beats)
 
 
 class Uplink:
@@ -75,6 +82,8 @@ class Uplink:
         self._connection: Connection | None = None
         self._heard_at = 0.0
         self._sent_at = self._probed_at = -math.inf
+        self._asked_at = -math.inf
+        """When the first probe left that has not been answered, if it is later than `_heard_at`."""
         self._up = threading.Event()
         self._wake = threading.Event()
         self._broken = False
@@ -128,18 +137,30 @@ class Uplink:
                 self._hold_back(envelopes)
         # Not under the lock: with `inproc://` the parent's answers come back in this call.
         if connection is not None:
-            probe = [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())] if self._may_probe() else []
+            along = not _rests(envelopes) and self._may_probe()
+            probe = [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())] if along else []
             connection.send([*envelopes, *probe] if probe else envelopes)
         elif self._beside is not None:
             self._beside.send(envelopes)
 
     def _may_probe(self) -> bool:
-        """Whether a probe is nearly due: in the company of a heartbeat it costs no wake-up."""
-        self._sent_at = now = time.monotonic()
-        if now - self._probed_at < ALONG * self._limits.link_ping_s or not self._all_welcomed():
-            return False
+        """Whether a probe is nearly due: in the company of a heartbeat it costs no wake-up.
+
+        If the link was quiet, the thread is woken all the same, to look for the answer in time.
+        """
+        ping_s, now = self._limits.link_ping_s, time.monotonic()
+        was_quiet, self._sent_at = now - self._sent_at > SELDOM * ping_s, now
+        may = now - self._probed_at >= ALONG * ping_s and self._all_welcomed()
+        if may:
+            self._note_probe(now)
+        if was_quiet:
+            self._wake.set()
+        return may
+
+    def _note_probe(self, now: float) -> None:
         self._probed_at = now
-        return True
+        if self._asked_at <= self._heard_at:
+            self._asked_at = now
 
     def owns(self, connection: Connection) -> bool:
         """Whether this is the link's current connection."""
@@ -217,18 +238,17 @@ class Uplink:
 
     def _watch(self, connection: Connection, url: str) -> bool:
         """Probe and greet, while the parent is heard; returns whether it welcomed us."""
-        patience_s = self._limits.link_ping_s * self._limits.suspect_after
         self._probed_at = -math.inf
         was_up = False
         while not self._closed and not self._broken:
             self._wake.clear()  # first: what comes during this turn brings another one
             now = time.monotonic()
-            if now - self._heard_at > patience_s:
+            if now > self._lost_at():
                 break
             if now >= self._probe_due():
                 # Whatever else is said: a child that only listens must not seem dead. A hello
                 # that was lost or refused is repeated with it.
-                self._probed_at = now
+                self._note_probe(now)
                 self._greet(connection)
                 self._say(connection, m.NEIGHBOUR, m.Ping())
             if self._is_known() and not self._up.is_set():
@@ -236,15 +256,43 @@ class Uplink:
                 self._flush(connection)
                 self._log.info("uplink_up", url=url)
                 was_up = True
-            until = min(self._probe_due(), self._heard_at + patience_s)
+                if self._beside is None:
+                    self._rouse(connection)
+            until = min(self._probe_due(), self._lost_at())
             self._wake.wait(max(MOMENT_S, until - time.monotonic()))
         return was_up
 
     def _probe_due(self) -> float:
-        """When the thread probes by itself; later where what is sent takes the probes along."""
+        """When the thread probes by itself; later where what is sent takes the probes along.
+
+        A proxy that is quiet rests, and takes as long over its parent as its region over it.
+        Others may be waiting for an answer: they find out soon that nobody is there to give it.
+        """
         ping_s = self._limits.link_ping_s
-        along = self._sent_at > time.monotonic() - SELDOM * ping_s and self._all_welcomed()
-        return self._probed_at + ping_s * (SELDOM if along else 1.0)
+        if not self._all_welcomed():
+            return self._probed_at + ping_s
+        if self._sent_at > time.monotonic() - SELDOM * ping_s:
+            return self._probed_at + SELDOM * ping_s
+        if m.role_of(next(iter(self._names), "")) == "proxy" and self._asked_at <= self._heard_at:
+            return self._probed_at + self._limits.idle_beat_s * self._limits.suspect_after
+        return self._probed_at + ping_s
+
+    def _lost_at(self) -> float:
+        """When the parent's silence will have been too long; never, if it owes no answer.
+
+        It counts from the last word, or where nothing was asked for long, from the first probe.
+        """
+        ping_s, heard_at, asked_at = self._limits.link_ping_s, self._heard_at, self._asked_at
+        if asked_at <= heard_at:
+            return math.inf
+        seldom = asked_at - heard_at > (SELDOM + 1) * ping_s
+        return (asked_at if seldom else heard_at) + ping_s * self._limits.suspect_after
+
+    def _rouse(self, connection: Connection) -> None:
+        """The parent may be a new one, to whom proxies that rest are unknown: they say so now."""
+        proxies = [name for name in list(self._names) if m.role_of(name) == "proxy"]
+        roused = [m.Envelope(name, m.NEIGHBOUR, m.Rouse()) for name in proxies]
+        self._receiver.received(connection, roused)
 
     def _all_welcomed(self) -> bool:
         return len(self._welcomed) == len(self._names)
@@ -306,6 +354,9 @@ class Uplink:
             self._is_welcome(message.address)
         elif isinstance(message, m.Refused):
             self._is_refused(message)
+        elif isinstance(message, m.Ping):  # somebody else wants a name of ours: we are alive
+            self._probed_at = -math.inf
+            self._wake.set()
 
     def _is_welcome(self, address: str) -> None:
         with self._lock:

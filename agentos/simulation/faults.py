@@ -174,7 +174,7 @@ class Armed:
         return self.pattern.pop()
 
 
-HEARTBEATS: Final = frozenset({m.ProxyBeat, m.RegionBeat, m.Tick})
+HEARTBEATS: Final = frozenset({m.ProxyBeat, m.RegionBeat, m.Rouse, m.Tick})
 KIND_OF: Final[Mapping[str, type[m.Message]]] = {
     kind_of(kind): kind
     for kind in (
@@ -182,7 +182,7 @@ KIND_OF: Final[Mapping[str, type[m.Message]]] = {
         m.TaskCreated, m.Claim, m.Claimed, m.Record, m.Recorded, m.Assign, m.Declined, m.Run,
         m.Dropped, m.Stop, m.Place, m.Call, m.Placed, m.CallResult, m.AbortCalls,
         m.PeerDown, m.FindTasks, m.TasksFound, m.TaskCounts, m.GetProgress, m.Progress,
-        m.ProxyBeat, m.RegionBeat, m.Tick,
+        m.ProxyBeat, m.RegionBeat, m.Rouse, m.Tick,
     )
 }  # fmt: skip
 

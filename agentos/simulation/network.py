@@ -268,6 +268,7 @@ class Network:
         uplink.parent, uplink.known = parent, parent.incarnation
         uplink.heard_at, uplink.failures = self._world.now, 0
         self.changed()
+        self._rouse(process)
         waiting = list(uplink.waiting)
         uplink.waiting.clear()
         for envelope in waiting:
@@ -305,6 +306,17 @@ class Network:
         if process.alive and not process.paused and self._answers(uplink, uplink.parent):
             uplink.known = uplink.parent.incarnation
             self.changed()
+            self._rouse(process)
+
+    def _rouse(self, process: Process) -> None:
+        """A proxy with a new link says to its region that it is there.
+
+        Real ones probe a link seldom while they rest, but see at once that it was closed; here all
+        of them probe, and that is how they see it.
+        """
+        if process.role == "proxy":
+            roused = m.Envelope(process.address, m.NEIGHBOUR, m.Rouse())
+            self._world.at(self._world.now, self._to_itself, process, roused)
 
     @staticmethod
     def _answers(uplink: Uplink, parent: Process) -> bool:

@@ -12,9 +12,10 @@ from agentos.simulation.links import Process
 
 Write = Callable[[str], None]
 
-_QUIET = frozenset(
-    {m.Tick, m.ProxyBeat, m.RegionBeat, m.Heard, m.CountTasks, m.TaskCounts, m.Event, m.FindTasks}
-)
+_QUIET = frozenset({
+    m.Tick, m.ProxyBeat, m.RegionBeat, m.Rouse, m.Heard, m.CountTasks, m.TaskCounts, m.Event,
+    m.FindTasks,
+})  # fmt: skip
 """Kinds that are left out of a short trace: they come all the time."""
 
 

@@ -245,6 +245,22 @@ MUTANTS = (
         "tests/test_liveness.py",
     ),
     Mutant(
+        "who rests is asked before its silence counts",
+        "nobody is roused",
+        "agentos/core/fleet.py",
+        "            if not (peer.resting or peer.beat.calls or peer.beat.claims)\n",
+        "            if not address\n",
+        "tests/test_region.py tests/test_takeover.py",
+    ),
+    Mutant(
+        "the dead of one cause are found together",
+        "those that rest are not asked when somebody is suspected",
+        "agentos/core/fleet.py",
+        "                    peer.doubted = True\n",
+        "                    pass\n",
+        "tests/test_region.py tests/test_takeover.py",
+    ),
+    Mutant(
         "slow together is not dead together",
         "most of many that are silent are replaced at once",
         "agentos/core/liveness.py",

@@ -133,6 +133,10 @@ class ProxyBeat(Message, frozen=True, kw_only=True):
     claims: tuple[Held, ...]
 
 
+class Rouse(Message, frozen=True):
+    """Answer with a heartbeat at once: one that rests was given something, or has a new link."""
+
+
 class PeerDown(Message, frozen=True, kw_only=True):
     """Proxies of the region are suspected dead: calls that were placed there need another place."""
 
