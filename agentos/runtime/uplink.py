@@ -75,6 +75,7 @@ class Uplink:
         self._beside = beside
         self._names: dict[str, str] = {}
         """Addresses with their sessions. The first is what this process is: greeted alone."""
+        self._first = ""
         self._welcomed: set[str] = set()
         """The names that the parent of this connection knows."""
         self._waiting: deque[m.Envelope] = deque()
@@ -95,6 +96,7 @@ class Uplink:
     def start(self, names: Mapping[str, str]) -> None:
         """Begin to connect, greeting as these names (with their sessions)."""
         self._names.update(names)
+        self._first = next(iter(self._names), "")
         self._thread.start()
 
     def wait_up(self, timeout_s: float) -> bool:
@@ -110,8 +112,9 @@ class Uplink:
         """Greet as one more name, now and on every new connection."""
         with self._lock:
             self._names[address] = session
+            self._first = self._first or address
             self._welcomed.discard(address)
-            may = self._is_known() or next(iter(self._names)) == address
+            may = self._is_known() or self._first == address
             connection = self._connection if may else None
         if connection is not None:
             self._say(connection, address, self._hello(address, session))
@@ -120,6 +123,7 @@ class Uplink:
         """Greet as this name no more, and let the parent forget it."""
         with self._lock:
             known = self._names.pop(address, None) is not None
+            self._first = next(iter(self._names), "")
             connection = self._connection if known else None
             self._welcomed.discard(address)
         if connection is not None:
@@ -273,7 +277,7 @@ class Uplink:
             return self._probed_at + ping_s
         if self._sent_at > time.monotonic() - SELDOM * ping_s:
             return self._probed_at + SELDOM * ping_s
-        if m.role_of(next(iter(self._names), "")) == "proxy" and self._asked_at <= self._heard_at:
+        if m.role_of(self._first) == "proxy" and self._asked_at <= self._heard_at:
             return self._probed_at + self._limits.idle_beat_s * self._limits.suspect_after
         return self._probed_at + ping_s
 
@@ -299,7 +303,7 @@ class Uplink:
 
     def _is_known(self) -> bool:
         """Whether the parent knows what this process is, so that its other names may follow."""
-        return next(iter(self._names), None) in self._welcomed
+        return self._first in self._welcomed
 
     def _greet(self, connection: Connection) -> None:
         with self._lock:
