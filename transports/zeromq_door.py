@@ -24,9 +24,9 @@ from agentos.transports.zeromq_io import Socket
 
 log = structlog.get_logger(__name__)
 
-LOOK_S: Final = 0.1
+LOOK_S: Final = 0.2
 """How often the door looks: what an endless message may bring in between is not bounded."""
-THOROUGH: Final = 10
+THOROUGH: Final = 5
 """Every so many looks all connections are looked at, not only those that something came over."""
 SLACK_BYTES: Final = 64 * 1024
 """Headers, and the beginning of the next message, beside the largest frame."""
@@ -145,7 +145,7 @@ class Door:
         return endless
 
     def _stirred(self, late: bool) -> list[tuple[int, Visitor]]:
-        """Those to look at: asking the kernel of each, ten times a second, is dear for a thousand.
+        """Those to look at: asking the kernel of each, every time, is dear for a thousand.
 
         That something has come over a connection it says of all of them at once.
         """

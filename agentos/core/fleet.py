@@ -26,14 +26,22 @@ class Fleet(Liveness[m.ProxyBeat]):
         """Living proxies with room for another task, by what they offer: the tasks of each."""
         self._loads: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """Living proxies by agent: their calls as a share of their slots."""
+        self._changed: set[str] = set()
+        """Proxies of which it is to be looked whether they rest; few of many, at any time."""
+        self._awake: set[str] = set()
+        self._reported: tuple[m.ProxyInfo, ...] | None = None
+        """What was reported last, if nothing has changed since."""
 
     def heard(self, address: str, beat: m.ProxyBeat, now: float) -> bool:
         """Note a heartbeat; return whether the proxy is new, or was suspected until now."""
         known = self.get(address)
         if known is not None and known.beat.offers != beat.offers:
             self._withdraw(address, known)
+        same = known is not None and known.beat == beat and not known.given
         news = super().heard(address, beat, now)
-        self._refresh(address)
+        if news or not same:
+            self._refresh(address)
+        self._changed.add(address)
         return news
 
     def newly_suspected(self, now: float) -> list[str]:
@@ -43,8 +51,7 @@ class Fleet(Liveness[m.ProxyBeat]):
         does everybody's who rests when somebody is suspected. They may have died of the same cause
         long ago, and a task would lose one owner after the other to that.
         """
-        for address, peer in self.items():
-            self._expect(address, peer, now)
+        self._expect_all(now)
         suspects = super().newly_suspected(now)
         for address in suspects:
             self._refresh(address)
@@ -52,7 +59,8 @@ class Fleet(Liveness[m.ProxyBeat]):
             for address, peer in self.living():
                 if peer.resting:
                     peer.doubted = True
-                    self._expect(address, peer, now)
+                    self._changed.add(address)
+            self._expect_all(now)
         return suspects
 
     def to_rouse(self) -> list[str]:
@@ -61,19 +69,35 @@ class Fleet(Liveness[m.ProxyBeat]):
         They have been given something, or somebody else is suspected. Whether they have heard of
         it is not known: only from the next heartbeat on, silence is a sign.
         """
+        awake = [(address, self.get(address)) for address in sorted(self._awake)]
         return [
             address
-            for address, peer in self.living()
-            if not (peer.resting or peer.beat.calls or peer.beat.claims)
+            for address, peer in awake
+            if peer and not (peer.suspected or peer.beat.calls or peer.beat.claims)
         ]
 
-    def _expect(self, address: str, peer: Peer[m.ProxyBeat], now: float) -> None:
-        """Note whether a proxy may be silent for long; if it may not any more, from now on."""
-        given = peer.given or peer.doubted or address in self._owned
-        rests = not (given or peer.beat.calls or peer.beat.claims)
-        if peer.resting and not rests:
-            peer.seen_at = now
-        peer.resting = rests
+    def _expect_all(self, now: float) -> None:
+        """Note which proxies may be silent for long; those that may not any more, from now on."""
+        for address in self._changed:
+            peer = self.get(address)
+            if peer is None:
+                self._awake.discard(address)
+                continue
+            given = peer.given or peer.doubted or address in self._owned
+            rests = not (given or peer.beat.calls or peer.beat.claims)
+            if peer.resting and not rests:
+                peer.seen_at = now
+            peer.resting = rests
+            (self._awake.discard if rests else self._awake.add)(address)
+        self._changed.clear()
+
+    def forget_silent(self, now: float) -> None:
+        """Drop those that have been suspected for so long that nobody asks after them."""
+        known = len(self)
+        super().forget_silent(now)
+        if len(self) < known:
+            self._awake = {address for address in self._awake if self.get(address)}
+            self._reported = None
 
     def owns(self, address: str, tasks: int) -> None:
         """A proxy owns so many tasks now."""
@@ -122,6 +146,11 @@ class Fleet(Liveness[m.ProxyBeat]):
 
     def report(self) -> tuple[m.ProxyInfo, ...]:
         """What the gateway is told of each."""
+        if self._reported is None:
+            self._reported = self._infos()
+        return self._reported
+
+    def _infos(self) -> tuple[m.ProxyInfo, ...]:
         return tuple(
             m.ProxyInfo(
                 address=address,
@@ -134,6 +163,8 @@ class Fleet(Liveness[m.ProxyBeat]):
         )
 
     def _refresh(self, address: str) -> None:
+        self._reported = None
+        self._changed.add(address)
         peer, owned = self.get(address), self._owned.get(address, 0)
         if peer is None:
             return

@@ -29,7 +29,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How often a proxy tells its region, and a region its gateway, that its actor is alive."""
     suspect_after: int = 3
     """Heartbeats that must be missed before a peer is suspected; one late message is not a death."""
-    idle_heartbeats: int = 10
+    idle_heartbeats: int = 60
     """A proxy that has nothing to do says so only every so many heartbeats, and is suspected so much
     later; as long as it is given nothing. A thousand that rest must not cost what a busy one does."""
     sweep_s: float = 1.0
