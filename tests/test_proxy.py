@@ -329,12 +329,31 @@ def test_it_says_seldom_that_it_has_nothing_to_do() -> None:
     beat(machine)
     beat(machine)
     assert machine.next_deadline() == 1.0 + limits.idle_beat_s == 31.0
-    beat(machine)
-    assert machine.next_deadline() == 61.0
     tell(machine, REGION, run(1), now=7.0)
     assert machine.next_deadline() == 7.0 + limits.heartbeat_s
-    beat(machine)
+    assert beat(machine).claims
     assert machine.next_deadline() == 7.0 + 2 * limits.heartbeat_s
+
+
+def test_what_is_done_at_once_needs_no_heartbeat() -> None:
+    """A proxy that rests, and ends what it was given within a heartbeat, goes on resting."""
+    machine = proxy()
+    for _ in range(3):
+        beat(machine)
+    due = machine.next_deadline()
+    tell(machine, REGION, run(1), now=7.0)
+    tell(machine, REGION, m.Stop(task_id=1, epoch=Epoch(9, 9)), now=7.2)
+    assert tell(machine, ME, m.Tick(), now=7.5) == []
+    assert machine.next_deadline() == due
+    tell(machine, REGION, run(2), now=8.0)
+    tell(machine, REGION, m.Stop(task_id=2, epoch=Epoch(9, 9)), now=8.1)
+    tell(machine, REGION, m.Rouse(), now=8.2)  # who asks is answered all the same
+    assert [type(s.message) for s in tell(machine, ME, m.Tick(), now=8.2)] == [m.ProxyBeat]
+    tell(machine, REGION, run(3), now=9.0)
+    for now in (9.1, 9.2):
+        tell(machine, REGION, m.Rouse(), now=now)
+        assert machine.next_deadline() == now
+    assert beat(machine).claims
 
 
 def test_it_beats_when_it_is_asked_to() -> None:

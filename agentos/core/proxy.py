@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from agentos.core import messages as m
+from agentos.core.beating import Beating
 from agentos.core.calls import Context, TimerKey
 from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError, TaskNotFound
@@ -67,8 +68,7 @@ class ProxyMachine:
             policy=policy,
         )
         self._seen_at: float | None = None
-        self._idle_beats = 0
-        """Heartbeats in a row that said that nothing is held; one of them alone may be lost."""
+        self._beating = Beating(limits)
         self._yielding: set[int] = set()
         self._floors = Floors(REMEMBERED)
         self._draining = False
@@ -113,9 +113,8 @@ class ProxyMachine:
                 inside, outside = self._apart(handler(one.message, one, now))
                 inbox += inside
                 out += outside
-        if self._idle_beats >= self._limits.suspect_after and self._busy:
-            self._idle_beats = 0
-            self._timers.set(BEAT, now + self._limits.heartbeat_s)
+        if self._beating.at_rest and self._busy:
+            self._timers.set(BEAT, self._beating.stir(now))
         return out + self._hand_back() if self._yielding else out
 
     def _apart(self, sends: list[m.Send]) -> tuple[list[m.Envelope], list[m.Send]]:
@@ -371,7 +370,9 @@ class ProxyMachine:
         out: list[m.Send] = []
         for key in self._timers.pop_due(now):
             task_id, what = key
-            if key == BEAT:
+            if key == BEAT and (later := self._beating.put_off(busy=self._busy)) is not None:
+                self._timers.set(BEAT, later)
+            elif key == BEAT:
                 out.append(self._beat(now))
             elif what == LOAD and task_id in self._loading:
                 out += self._load(task_id, now)
@@ -380,19 +381,17 @@ class ProxyMachine:
         return out
 
     def _rouse(self, q: m.Rouse, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
+        self._beating.rouse()
         self._timers.set(BEAT, now)  # the next tick's: several that come together want one answer
         return []
 
     def _beat(self, now: float) -> m.Send:
-        limits = self._limits
-        self._idle_beats = 0 if self._busy else self._idle_beats + 1
-        rests = self._idle_beats >= limits.suspect_after
-        self._timers.set(BEAT, now + (limits.idle_beat_s if rests else limits.heartbeat_s))
+        self._timers.set(BEAT, self._beating.beat(now, busy=self._busy))
         held: list[tuple[int, Loading | TaskRun]] = [*self._loading.items(), *self._runs.items()]
         beat = m.ProxyBeat(
             incarnation=self._incarnation,
             calls=len(self._executor),
-            capacity=0 if self._draining else limits.tasks_per_proxy,
+            capacity=0 if self._draining else self._limits.tasks_per_proxy,
             offers=() if self._draining else self._offers,
             claims=tuple(m.Held(task_id, holder.epoch) for task_id, holder in held),
         )
