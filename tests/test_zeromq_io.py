@@ -64,11 +64,8 @@ def _is_sent(connection: Connection, envelope: m.Envelope) -> bool:
     return True
 
 
-def test_who_writes_takes_no_event_from_who_reads(transport: ZeroMQTransport) -> None:
-    """Threads that write by themselves, while the I/O thread sleeps, never leave an answer unread.
-
-    To write is also to take note of what has come, of which that thread is then told no more.
-    """
+def test_no_answer_is_left_unread(transport: ZeroMQTransport) -> None:
+    """Three threads that each ask, and wait for the answer, two thousand times: none waits in vain."""
     rounds, answered = 2_000, [threading.Event() for _ in range(3)]
     inbox = Recorder(lambda child, batch: child.send(batch))
     echoes = Recorder(lambda _, batch: [answered[int(e.ref)].set() for e in batch])

@@ -3,11 +3,6 @@
 A ZeroMQ socket must be used by one thread at a time. Other threads append a task to a deque and
 wake this one only if it has said that it sleeps: flag, look at the deque again, then poll; the
 other side appends, then looks at the flag. So no wake-up is lost, and under load none is paid for.
-
-While it sleeps it touches no socket: it polls file descriptors (ZMQ_FD, zmq_getsockopt(3)), and
-has put down the right to use the sockets, a lock. Who has something to write then takes that up and
-writes it himself: a wake-up less on the way of every message, when there is little to do. Such a
-descriptor only tells that something is new, so whoever has used a socket looks at its events after.
 """
 
 from __future__ import annotations
@@ -16,7 +11,6 @@ import heapq
 import itertools
 import math
 import os
-import select
 import socket
 import threading
 import time
@@ -82,17 +76,12 @@ class IOThread:
         self._tasks: deque[Task] = deque()
         self._delayed: list[tuple[float, int, Task]] = []
         self._numbers = itertools.count()
-        self._handlers: dict[Socket, Handler] = {}
-        self._wanted: dict[Socket, int] = {}
-        """The events for which each is called."""
-        self._descriptors: dict[Socket, int] = {}
-        self._poller = select.poll()
+        self._handlers: dict[Any, Handler] = {}
+        self._poller = zmq.Poller()
         self._waker = Waker()
-        self._poller.register(self._waker.fileno(), select.POLLIN)
+        self._poller.register(self._waker.fileno(), zmq.POLLIN)
         self._asleep = False
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        """Whoever has it may use the sockets: this thread, but while it sleeps."""
         self._at_end: Task | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -103,23 +92,6 @@ class IOThread:
         """Have `task` run by the thread, after those that were submitted before it."""
         self._tasks.append(task)
         if self._asleep:
-            self._wake()
-
-    def write(self, source: Socket, now: Task, later: Task) -> None:
-        """Run `now`, which only writes to `source`, if the thread sleeps; else have it run `later`."""
-        if not (self._asleep and self._turn.acquire(blocking=False)):
-            self.submit(later)
-            return
-        try:
-            wanted = self._wanted.get(source)
-            if wanted:
-                now()
-                came = _events(source) & wanted
-        finally:
-            self._turn.release()
-        if not wanted:
-            self.submit(later)
-        elif came and self._asleep:  # it will not be told of that again
             self._wake()
 
     def is_current(self) -> bool:
@@ -146,19 +118,16 @@ class IOThread:
     def register(self, source: Socket, handler: Handler) -> None:
         """Poll `source` for reading; call `handler` when there is something to read."""
         self._handlers[source] = handler
-        self._wanted[source] = zmq.POLLIN
-        descriptor = self._descriptors[source] = source.fileno()
-        self._poller.register(descriptor, select.POLLIN)
+        self._poller.register(source, zmq.POLLIN)
 
     def want_write(self, source: Socket, wanted: bool) -> None:
         """Poll a registered `source` for writing too, or no more."""
-        self._wanted[source] = zmq.POLLIN | zmq.POLLOUT if wanted else zmq.POLLIN
+        self._poller.register(source, zmq.POLLIN | zmq.POLLOUT if wanted else zmq.POLLIN)
 
     def unregister(self, source: Socket) -> None:
         """Poll `source` no more."""
         if self._handlers.pop(source, None) is not None:
-            del self._wanted[source]
-            self._poller.unregister(self._descriptors.pop(source))
+            self._poller.unregister(source)
 
     def later(self, delay_s: float, task: Task) -> None:
         """Submit `task` after `delay_s` seconds."""
@@ -168,49 +137,34 @@ class IOThread:
     # -- the loop ----------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        with self._turn:
-            self._work()
-        with self._lock:
-            self._asleep = False
-            self._waker.close()
-
-    def _work(self) -> None:
         while self._at_end is None:
             for _ in range(len(self._tasks)):
                 self._guard(self._tasks.popleft())
             while self._delayed and self._delayed[0][0] <= time.monotonic():
                 self._tasks.append(heapq.heappop(self._delayed)[2])
-            if not self._handle():
-                self._sleep()
+            for source, events in self._poll():
+                handler = self._handlers.get(source)
+                if handler is not None:  # an earlier handler of this turn may have closed it
+                    self._guard(handler, events)
+                elif source == self._waker.fileno():
+                    self._waker.clear()
         self._guard(self._at_end)
+        with self._lock:
+            self._asleep = False
+            self._waker.close()
 
-    def _handle(self) -> bool:
-        """Call the handler of every socket that has an event; whether there was one."""
-        called = False
-        for source, handler in list(self._handlers.items()):
-            wanted = self._wanted.get(source)  # an earlier handler of this turn may have closed it
-            if wanted and (events := _events(source) & wanted):
-                called = True
-                self._guard(handler, events)
-        return called
-
-    def _sleep(self) -> None:
-        """Until a socket has something new, a task is submitted, or one that was put off is due."""
+    def _poll(self) -> list[tuple[Any, int]]:
         timeout_ms: int | None = None
         if self._delayed:
             timeout_ms = max(0, math.ceil(1000 * (self._delayed[0][0] - time.monotonic())))
         self._asleep = True
         if self._tasks or self._at_end:
+            timeout_ms = 0
             self._asleep = False
-            return
-        self._turn.release()
         try:
-            awake = self._poller.poll(timeout_ms)
+            return self._poller.poll(timeout_ms)
         finally:
-            self._turn.acquire()
             self._asleep = False
-        if any(descriptor == self._waker.fileno() for descriptor, _ in awake):
-            self._waker.clear()
 
     def _wake(self) -> None:
         with self._lock:
@@ -224,11 +178,6 @@ class IOThread:
             function(*arguments)
         except Exception:  # one fault must not take every link of the process down
             log.exception("zeromq_io_fault")
-
-
-def _events(socket: Socket) -> int:
-    """What may be done with a socket now; to ask is to take note of what its descriptor told."""
-    return int(_get(socket, zmq.EVENTS))
 
 
 def transmit(socket: Socket, frames: Sequence[bytes]) -> None:

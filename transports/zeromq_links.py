@@ -52,9 +52,8 @@ class Shared(msgspec.Struct, frozen=True):
 class Link(ABC):
     """The bounded queue towards one peer: what an uplink and a listener's child have in common."""
 
-    def __init__(self, shared: Shared, socket: Socket, peer: str, receiver: Receiver) -> None:
+    def __init__(self, shared: Shared, peer: str, receiver: Receiver) -> None:
         self.peer = peer
-        self._socket = socket
         self._codec = shared.codec
         self._io = shared.io
         self._receiver = receiver
@@ -97,7 +96,7 @@ class Link(ABC):
             if self._flushing or not bundles:
                 return
             self._flushing = True
-        self._io.write(self._socket, self._write_at_once, self._flush)
+        self._io.submit(self._flush)
 
     def _written(self, envelopes: Sequence[Envelope]) -> list[Bundle]:
         if self._bundles:
@@ -155,18 +154,6 @@ class Link(ABC):
         if self._flushing:
             self._io.submit(self._flush)
 
-    def _write_at_once(self) -> None:
-        """In a thread that sends: write what there is room for, and leave the rest to the I/O's."""
-        try:
-            for _ in range(min(BATCH, len(self._queue))):
-                self._write_next()
-        except zmq.ZMQError:
-            pass  # that thread will meet with it too, and see to it
-        with self._lock:
-            self._flushing = bool(self._queue)
-        if self._flushing:
-            self._io.submit(self._flush)
-
     def _write_next(self) -> None:
         self._write(self._queue[0].frames)
         with self._lock:
@@ -212,8 +199,9 @@ class Uplink(Link):
     """A DEALER's connection. It is one session: when the peer is gone, so is the connection."""
 
     def __init__(self, shared: Shared, socket: Socket, url: str, receiver: Receiver) -> None:
-        super().__init__(shared, socket, url, receiver)
+        super().__init__(shared, url, receiver)
         self._bundles = True
+        self._socket = socket
         self._endpoints = shared.endpoints
         self._monitor = monitor(socket, zmq.EVENT_DISCONNECTED)
         try:

@@ -40,7 +40,7 @@ class Child(Link):
         peer: str,
         visitor: Visitor,
     ) -> None:
-        super().__init__(shared, listener.socket, peer, listener.receiver)
+        super().__init__(shared, peer, listener.receiver)
         self._listener = listener
         self._routing_id = routing_id
         self._retry_s = RETRY_S
@@ -68,7 +68,7 @@ class Child(Link):
             self._closed = True
 
     def _write(self, frames: list[bytes]) -> None:
-        transmit(self._socket, [self._routing_id, *frames])
+        transmit(self._listener.socket, [self._routing_id, *frames])
         self._retry_s = RETRY_S
 
     def _wait_for_room(self) -> None:
