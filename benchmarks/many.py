@@ -77,7 +77,7 @@ def _connected(agent: str, more: int) -> Iterator[Up]:
     with clusters.processes(FEW) as up:
         roles = json.loads((up.data / "cluster.json").read_text())["roles"]
         region = next(role["address"] for role in roles if role["name"] == "region/r1")
-        with standins.running(region, more, agent) if agent else nullcontext():
+        with standins.running(region, up.url, more, agent) if agent else nullcontext():
             yield up
 
 

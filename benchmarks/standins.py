@@ -1,7 +1,7 @@
 """Many connected proxies without many processes: real proxies over real sockets, some in each.
 
-`python -m benchmarks.standins REGION_URL FIRST COUNT AGENT` hosts proxies FIRST and on of region
-r1, prints a line when all have been welcomed, and ends when standard input does.
+`python -m benchmarks.standins REGION_URL GATEWAY_URL FIRST COUNT AGENT` hosts proxies FIRST and on
+of region r1, as `agentos up` would start them, prints a line when all have been welcomed, and ends when standard input does.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ IN_A_PROCESS = 25
 WELCOME_S = 120.0
 
 
-def host(url: str, first: int, count: int, agent: str) -> None:
+def host(url: str, gateway: str, first: int, count: int, agent: str) -> None:
     """Host proxies until standard input ends."""
     configure("error")
     with Host(agents=[EchoAgent(agent)]) as proxies:
-        names = [proxies.proxy("r1", str(first + i), [url]) for i in range(count)]
+        names = [
+            proxies.proxy("r1", str(first + i), [url], shortcuts=[gateway]) for i in range(count)
+        ]
         if not all(proxies.uplink(name).wait_up(WELCOME_S) for name in names):
             raise SystemExit(f"not all of {count} proxies were welcomed within {WELCOME_S:g} s")
         print("ready", flush=True)
@@ -33,13 +35,13 @@ def host(url: str, first: int, count: int, agent: str) -> None:
 
 
 @contextmanager
-def running(url: str, count: int, agent: str) -> Iterator[list[int]]:
+def running(url: str, gateway: str, count: int, agent: str) -> Iterator[list[int]]:
     """So many proxies more for the region at `url`; yields the processes that host them."""
     with ExitStack() as stack:
         hosts = []
         for done in range(0, count, IN_A_PROCESS):
             number = min(IN_A_PROCESS, count - done)
-            arguments = [url, str(1001 + done), str(number), agent]
+            arguments = [url, gateway, str(1001 + done), str(number), agent]
             command = [sys.executable, "-m", "benchmarks.standins", *arguments]
             process = stack.enter_context(
                 subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -55,4 +57,4 @@ def running(url: str, count: int, agent: str) -> Iterator[list[int]]:
 
 
 if __name__ == "__main__":
-    host(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    host(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

@@ -26,7 +26,7 @@ from agentos.core.messages.base import (
 # -- link: between the two switches of a connection ------------------------------------------------
 
 
-class Hello(Message, frozen=True, kw_only=True):
+class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     """I am `address`: first on a connection, and again for each further actor behind it.
 
     `session` is a secret of the process that hosts the actor: whoever says it again is the same
