@@ -248,8 +248,8 @@ MUTANTS = (
         "who rests is asked before its silence counts",
         "nobody is roused",
         "agentos/core/fleet.py",
-        "            if not (peer.resting or peer.beat.calls or peer.beat.claims)\n",
-        "            if not address\n",
+        "            if peer and not (peer.suspected or peer.beat.calls or peer.beat.claims)\n",
+        "            if not peer\n",
         "tests/test_region.py tests/test_takeover.py",
     ),
     Mutant(
