@@ -24,7 +24,7 @@ SELDOM = 2.0
 """After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway; and
 when nothing was for so long, a link is quiet."""
 MOMENT_S = 0.001
-MOST_S = 1.0
+MOST_S = 0.2
 """How long a link waits for the one that it is beside, before it looks whether it is closed."""
 HELLO_FIRST = "hello_first"
 """The code of a refusal: the parent does not know this connection."""
