@@ -468,13 +468,31 @@ def test_a_watcher_who_comes_late_hears_how_far_it_is_and_the_last_node_too() ->
         owner.take(owner.run.watch("client/x", progress=True))
     owner.answer("b/1/s0", "y")
     owner.commit()
-    events = [
-        (s.message.event, s.message.node)
-        for s in owner.sent
-        if s.to == "client/x" and isinstance(s.message, m.Event)
-    ]
-    assert events == [("started", ""), ("node", "a"), ("answer", "b"), ("node", "b")]
+    assert heard(owner) == [
+        ("started", ""), ("node", "a"), ("call", "b"), ("answer", "b"), ("node", "b"),
+    ]  # fmt: skip
     assert isinstance(owner.sent[-1].message, m.Ended)
+
+
+def heard(owner: Owner) -> list[tuple[str, str]]:
+    """The events that client/x was sent, with their nodes."""
+    sent = [s.message for s in owner.sent if s.to == "client/x"]
+    return [(e.event, e.node) for e in sent if isinstance(e, m.Event)]
+
+
+def test_a_call_is_heard_of_before_its_answer() -> None:
+    """Also if the executor's answer overtakes the region's word of where the call was placed."""
+    owner = Owner({"a": {"agent": "x", "prompt": "1", "samples": 2}})
+    owner.take(owner.run.watch("client/x", progress=True))
+    placed = m.Placed(task_id=1, epoch=E12, row="a/1/s0", attempt=0, proxy=OTHER)
+    owner.take(owner.run.calls.placed(placed, 0.0))
+    owner.answer("a/1/s0", "x")
+    owner.answer("a/1/s1", "y")
+    late = msgspec.structs.replace(placed, row="a/1/s1")
+    owner.take(owner.run.calls.placed(late, 0.0))
+    assert heard(owner) == [
+        ("started", ""), ("call", "a"), ("answer", "a"), ("call", "a"), ("answer", "a"),
+    ]  # fmt: skip
 
 
 def test_a_wide_graph_goes_through_in_slices() -> None:

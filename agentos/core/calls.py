@@ -103,13 +103,18 @@ class Calls:
         return flight if flight is not None and flight.may_answer(result.proxy) else None
 
     def elsewhere(self, flight: Flight, proxy: str) -> list[m.Send]:
-        """Answered by one proxy, a call that was given to others as well is aborted there."""
+        """Answered by one proxy, a call that was given to others as well is aborted there.
+
+        If that is heard before the region's word of the place, watchers are told of the call first.
+        """
+        call, ask, told = flight.call, flight.ask, list[m.Send]()
+        if proxy not in flight.tried:
+            told = self._tell("call", flight.node, ask.round, ask.slot, proxy)
         others = flight.tried - {proxy}
         if not others:
-            return []
-        call = flight.call
+            return told
         abort = m.AbortCalls(task_id=call.task_id, epoch=call.epoch, row=call.row)
-        return [m.Send(other, abort) for other in sorted(others)]
+        return told + [m.Send(other, abort) for other in sorted(others)]
 
     def wants(self, row: str, attempt: int | None = None) -> bool:
         """Whether this call (this attempt of it) is still to be answered."""
