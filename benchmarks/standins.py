@@ -1,7 +1,8 @@
 """Many connected proxies without many processes: real proxies over real sockets, some in each.
 
 `python -m benchmarks.standins REGION_URL GATEWAY_URL FIRST COUNT AGENT` hosts proxies FIRST and on
-of region r1, as `agentos up` would start them, prints a line when all have been welcomed, and ends when standard input does.
+of region r1, as `agentos up` would start them, prints a line when all have been welcomed, and ends
+when standard input does.
 """
 
 from __future__ import annotations

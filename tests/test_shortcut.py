@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -15,7 +14,7 @@ from agentos.core.ports import Connection
 from agentos.runtime.peers import Peers
 from agentos.runtime.switch import Switch
 from agentos.testing.transport_recorder import eventually
-from tests.switches import FAST, TCP, Net, net
+from tests.switches import FAST, TCP, Net, free_port, net
 from tests.test_peers import Wire
 
 PROXY = "proxy/eu/1"
@@ -28,9 +27,7 @@ def world() -> Iterator[Net]:
 
 
 def some_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 class Row:

@@ -189,11 +189,8 @@ def unborn(send: m.Send) -> m.Send:
     if isinstance(answer, m.Recorded) and answer.task_id > TASKS:
         assert answer.outcome == "stale"
         return m.Send(send.to, m.Refused(code="", reason=""), send.ref)
-    if (
-        isinstance(answer, m.Refused)
-        and answer.code == "not_the_owner"
-        and "'nobody'" in answer.reason
-    ):
+    if isinstance(answer, m.Refused) and answer.reason.startswith(f"task {TASKS + 1} is held by"):
+        assert answer.code == "not_the_owner"
         return m.Send(send.to, m.Refused(code="", reason=""), send.ref)
     return send
 

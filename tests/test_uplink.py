@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from agentos.core.errors import AddressTaken, LocalProtocolError, Overloaded
 from agentos.core.ports import Connection
 from agentos.runtime.switch import Switch
 from agentos.testing.transport_recorder import eventually
-from tests.switches import FAST, TCP, Net, net
+from tests.switches import FAST, TCP, Net, free_port, net
 
 PARENT = "gateway/a"
 
@@ -31,12 +30,9 @@ def world() -> Iterator[Net]:
 @pytest.fixture(params=["inproc", "tcp", "ipc"])
 def url(request: pytest.FixtureRequest, tmp_path: object) -> str:
     """An address that nobody listens on yet, and that can be used again and again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     return {
         "inproc": "inproc://parent",
-        "tcp": f"tcp://127.0.0.1:{port}",
+        "tcp": f"tcp://127.0.0.1:{free_port()}",
         "ipc": f"ipc://{tmp_path}/socket",
     }[request.param]
 

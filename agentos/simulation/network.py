@@ -147,8 +147,9 @@ class Network:
                 return self._reaches(way, here)
             if target is not None and here in above:
                 return self._down(way, target, above, here)
-            gateway, link = self._shortcut(here) if to == m.STORE else (None, None)
-            if gateway is not None and link is not None:
+            shortcut = self._shortcut(here) if to == m.STORE else None
+            if shortcut is not None:
+                gateway, link = shortcut
                 if link.up.cuts:
                     return way
                 if here.uplink is not None and here.uplink.link.up.cuts:
@@ -187,16 +188,17 @@ class Network:
 
     def _down(self, way: Way, target: Process, above: list[Process], here: Process) -> Way:
         steps = above[: above.index(here)]
-        gateway, shortcut = self._shortcut(target)
-        straight = shortcut is not None and gateway in (here, *steps)
-        if straight:
+        shortcut = self._shortcut(target)
+        if shortcut is not None and shortcut[0] not in (here, *steps):
+            shortcut = None
+        if shortcut is not None:
             del steps[0]
         lanes = []
         for process in (target, *steps):
             assert process.uplink is not None, "what is below somebody has a way up"
             lane = process.uplink.link.down
-            if straight and shortcut is not None and process is target:
-                lane = shortcut.down
+            if shortcut is not None and process is target:
+                lane = shortcut[1].down
             if lane.cuts or not process.alive:
                 return way
             lanes.append(lane)
@@ -204,21 +206,21 @@ class Network:
         way.through += reversed(steps)
         return self._reaches(way, target)
 
-    def _shortcut(self, process: Process) -> tuple[Process | None, Link | None]:
-        """The way past its parent that it would use now, and where that leads."""
+    def _shortcut(self, process: Process) -> tuple[Process, Link] | None:
+        """Where the way past its parent leads that it would use now, and that way, if it has one."""
         uplink = process.uplink
         region = uplink.parent if uplink is not None and uplink.shortcuts else None
         if uplink is None or region is None or region.uplink is None:
-            return None, None
+            return None
         known = region.alive and region.incarnation == uplink.known
         gateway = region.uplink.parent if known else None
         if gateway is None or not (gateway.alive and gateway.incarnation == region.uplink.known):
-            return None, None
+            return None
         link = uplink.shortcuts.get(gateway.address)
-        if link is not None and any(
+        if link is None or any(
             lane.cuts and self._world.now - lane.cut_at > self._patience_s for lane in link.lanes
         ):
-            return None, None  # it has been silent for so long that it was given up
+            return None  # there is none, or it has been silent for so long that it was given up
         return gateway, link
 
     def cut(self, lanes: Sequence[Lane]) -> None:
