@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
+import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from agentos.client import AsyncClient
 from agentos.core import messages as m
@@ -127,40 +127,49 @@ class Client:
         return self._run(self._client.cluster)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        call = _Call(work)
         with self._lock:
             if self._closed:
                 raise LocalProtocolError("the client is closed")
-            # The loop makes the coroutine: Ctrl-C here cannot leave one behind that nobody awaits.
-            self._loop.call_soon_threadsafe(self._begin, work, future)
+            self._loop.call_soon_threadsafe(call.begin, self._loop)
         try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise LocalProtocolError("the client was closed meanwhile") from None
+            done = call.done.get()
         except BaseException:  # Ctrl-C: nobody waits for this any more
-            future.cancel()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: there is nothing left
+                self._loop.call_soon_threadsafe(call.abandon)
             raise
+        if done.cancelled():
+            raise LocalProtocolError("the client was closed meanwhile")
+        return done.result()
 
-    def _begin(
-        self, work: Callable[[], Coroutine[Any, Any, T]], future: concurrent.futures.Future[T]
-    ) -> None:
-        task = self._loop.create_task(work())
 
-        def abandon(given_up: concurrent.futures.Future[T]) -> None:
-            if given_up.cancelled():
-                self._loop.call_soon_threadsafe(task.cancel)
+class _Call(Generic[T]):
+    """One piece of work of the loop that another thread waits for.
 
-        def settle(done: asyncio.Task[T]) -> None:
-            with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up just now
-                if done.cancelled():
-                    future.cancel()
-                elif (error := done.exception()) is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(done.result())
+    Ctrl-C may strike there anywhere: between two lines of `threading.Condition`, on which every
+    future of the standard library waits, it leaves a lock taken or given back twice. A
+    `SimpleQueue` waits in C. The coroutine is made on the loop, so none is left un-awaited.
+    """
 
-        task.add_done_callback(settle)
-        future.add_done_callback(abandon)
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.done: queue.SimpleQueue[asyncio.Task[T]] = queue.SimpleQueue()
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start it; on the loop."""
+        self._task = loop.create_task(self._work())
+        self._task.add_done_callback(self._settle)
+
+    def abandon(self) -> None:
+        """Nobody waits any more; on the loop, after `begin`."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _settle(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # asyncio complains of those that nobody looked at
+        self.done.put(task)
 
 
 class Task:

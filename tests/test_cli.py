@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -526,6 +527,41 @@ def test_an_interrupted_demo(tmp_path: Path, number: signal.Signals, code: int) 
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (code, "")
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_an_interrupt_is_one_wherever_it_strikes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while a condition takes its lock back comes out of it as a RuntimeError."""
+
+    class Lock:
+        """As `threading.Condition` uses one; Ctrl-C comes just before it is taken back."""
+
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+            self.acquire, self.release = self._lock.acquire, self._lock.release
+
+        def __enter__(self) -> None:
+            self.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.release()
+
+        def _acquire_restore(self, _state: object) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    condition = threading.Condition(Lock())  # type: ignore[arg-type]
+
+    def wait(_file: str) -> str:
+        with condition:
+            condition.wait(0)
+        return ""
+
+    with pytest.raises(RuntimeError, match="unlocked"):
+        wait("")
+    monkeypatch.setattr("agentos.cli.tasks.read_text", wait)
+    assert main(["check", "any.json"]) == 130
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.model

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, SystemExit):  # Typer makes the one of the other
         return _quiet()
     except (KeyboardInterrupt, Interrupted, typer.Abort) as error:
-        return 128 + error.number if isinstance(error, Interrupted) else INTERRUPTED
+        return _interrupted(error)
     except typer.TyperException as error:
         return _complain(error.format_message() or "see agentos --help", WRONG)
     except errors.AgentOSError as error:
@@ -98,11 +98,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return _complain(str(error), _exit_code(error))
     except Exception as error:
+        if (interrupt := _interrupt_behind(error)) is not None:
+            return _interrupted(interrupt)
         if debug:
             raise
         what = f"{type(error).__name__}: {error}"
         return _complain(f"{what} (agentos --debug shows where)", FAILED)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(error: BaseException) -> int:
+    return 128 + error.number if isinstance(error, Interrupted) else INTERRUPTED
+
+
+def _interrupt_behind(error: BaseException) -> BaseException | None:
+    """The Ctrl-C that an error came of, if one did.
+
+    Where it strikes while `threading.Condition.wait` takes its lock back, the lock is released
+    without being held, and that RuntimeError covers the interrupt.
+    """
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, KeyboardInterrupt | Interrupted):
+        before = before.__context__
+    return before
 
 
 def _app(arguments: Sequence[str]) -> typer.Typer:
