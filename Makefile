@@ -15,7 +15,7 @@ demo: $(VENV)/.ready-demo  ## run a task graph on a real (small) language model
 	@$(BIN)/agentos demo
 
 test: $(VENV)/.ready-dev  ## run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 restarts: $(VENV)/.ready-dev  ## the tests that stop, kill and start again whole clusters under load
 	$(BIN)/pytest -m restarts
