@@ -39,7 +39,7 @@ REFUSED_FACTOR = 2.0
 """How much longer a role asks for a name that another has than the dead are remembered."""
 SWITCH_S = 0.0002
 """How long a thread computes before another has its turn."""
-COLLECT_AFTER = 10_000
+COLLECT_AFTER = 100_000
 """Objects that are made, and not freed, before the collector looks for cycles among them (700 by
 default): nearly all are messages that wait, and it spent a tenth of the time on going through them."""
 SILENT_S = 3.0

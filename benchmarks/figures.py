@@ -20,6 +20,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from agentos.build import is_compiled
+
 WIDTH = 150
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 
@@ -173,6 +175,7 @@ def machine() -> dict[str, Any]:
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "system": platform.system(),
         "python": platform.python_version(),
+        "compiled": is_compiled(),
         "sqlite": sqlite3.sqlite_version,
         "load_before": round(psutil.getloadavg()[0], 1),
     }
@@ -181,8 +184,10 @@ def machine() -> dict[str, Any]:
 def machine_line() -> str:
     """The same in words, for above a table."""
     on = machine()
+    how = "compiled with mypyc" if on["compiled"] else "plain Python, not compiled"
     return (
-        f"{on['cores']} cores, {on['memory_gb']} GB, {on['system']}, CPython {on['python']}, "
+        f"Agent OS {how}; {on['cores']} cores, {on['memory_gb']} GB, {on['system']}, "
+        f"CPython {on['python']}, "
         f"SQLite {on['sqlite']} (WAL, `synchronous=FULL`); load before it began: {on['load_before']}."
     )
 

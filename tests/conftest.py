@@ -9,6 +9,7 @@ import structlog
 from hypothesis import settings
 
 from agentos.agents.local_model import LocalModelServer
+from agentos.build import is_compiled
 
 # A shell starts background jobs with SIGINT ignored, and our children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -18,6 +19,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # the examples are the same in every run (Hypothesis's own profile `ci`); elsewhere they are new.
 settings.register_profile("agentos", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "agentos")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A compiled package (`make test COMPILED=1`) lets nobody replace a part of it."""
+    if not is_compiled():
+        return
+    skip = pytest.mark.skip(reason="needs the sources of what is compiled")
+    for item in items:
+        if item.get_closest_marker("plain"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

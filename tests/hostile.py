@@ -98,6 +98,7 @@ def state_of(thing: Any) -> Any:
     names = getattr(thing, "__struct_fields__", None) or [
         *getattr(thing, "__dict__", ()),
         *getattr(thing, "__slots__", ()),
+        *(n for n in getattr(thing, "__mypyc_attrs__", ()) if n != "__dict__"),  # compiled
     ]
     return [type(thing), [(name, state_of(getattr(thing, name))) for name in names]]
 

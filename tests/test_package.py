@@ -53,6 +53,7 @@ def run(site: Path, code: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.plain
 @pytest.mark.timeout(180)
 def test_the_wheel_holds_every_package_and_says_that_it_is_typed(installed: Path) -> None:
     """`pip install agentos-cluster` brings all of it, under `agentos` alone."""
@@ -66,6 +67,7 @@ def test_the_wheel_holds_every_package_and_says_that_it_is_typed(installed: Path
     assert not (installed / "storage").exists()
 
 
+@pytest.mark.plain
 @pytest.mark.timeout(180)
 def test_a_cluster_runs_from_the_wheel_alone(installed: Path) -> None:
     """What is installed works: transports and storage are found through their entry points."""
@@ -84,6 +86,7 @@ def test_a_cluster_runs_from_the_wheel_alone(installed: Path) -> None:
     assert plain == "[]", "nothing is ever imported as plain `transports` or `storage`"
 
 
+@pytest.mark.plain
 @pytest.mark.timeout(180)
 def test_the_command_is_there(installed: Path) -> None:
     """The distribution is `agentos-cluster`, the import `agentos`, the command `agentos`."""

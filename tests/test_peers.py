@@ -182,6 +182,7 @@ def test_children_are_bounded(peers: Peers) -> None:
     peers.register(Wire(), hello("client/late"), 0.0)
 
 
+@pytest.mark.plain
 def test_names_of_a_child_are_bounded(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child cannot fill the memory of its parent with names; one that it has is no new one."""
     monkeypatch.setattr(module, "NAMES_PER_CHILD", 3)

@@ -391,7 +391,9 @@ def test_it_stays_as_small_as_its_tasks() -> None:
 
 def sizes(machine: Any) -> dict[str, int]:
     """How much each part of a machine holds."""
-    parts = {name: part for name, part in vars(machine).items() if hasattr(part, "__len__")}
+    names = getattr(machine, "__dict__", None) or machine.__mypyc_attrs__
+    parts = {name: getattr(machine, name) for name in names}
+    parts = {name: part for name, part in parts.items() if hasattr(part, "__len__")}
     return {name: len(part) for name, part in parts.items() if not isinstance(part, str)}
 
 

@@ -88,6 +88,7 @@ class Row:
             return False
 
 
+@pytest.mark.plain
 def test_what_is_for_the_store_goes_past_the_region(world: Net) -> None:
     """Once the gateway knows the proxy, question and answer take the short way; else the long one."""
     url = some_port()
@@ -99,6 +100,7 @@ def test_what_is_for_the_store_goes_past_the_region(world: Net) -> None:
     assert isinstance(row.answers.get(timeout=5).message, m.Yield)  # its region still reaches it
 
 
+@pytest.mark.plain
 def test_without_a_shortcut_all_goes_by_the_region(world: Net) -> None:
     """A gateway that cannot be reached directly (behind a firewall) costs nothing but the hops."""
     url = some_port()
@@ -110,6 +112,7 @@ def test_without_a_shortcut_all_goes_by_the_region(world: Net) -> None:
     assert {"get_progress", "progress"} <= set(row.passed)
 
 
+@pytest.mark.plain
 def test_a_gateway_that_restarts_is_reached_again(world: Net) -> None:
     """While it is gone nothing arrives; then by the region, and soon straight again."""
     url = some_port()
@@ -121,6 +124,7 @@ def test_a_gateway_that_restarts_is_reached_again(world: Net) -> None:
         gateway.close()
 
 
+@pytest.mark.plain
 def test_a_region_that_goes_elsewhere_takes_the_shortcut_along(world: Net) -> None:
     """The shortcut leads to the gateway above the region: another one would not know the way back."""
     urls = [some_port(), some_port()]
@@ -137,6 +141,7 @@ def test_a_region_that_goes_elsewhere_takes_the_shortcut_along(world: Net) -> No
     assert row.asked.get().ref == "b q"
 
 
+@pytest.mark.plain
 def test_a_region_that_dies_takes_the_name_along(world: Net) -> None:
     """A proxy without a region has no shortcut either; with the next region it has one again."""
     url = some_port()

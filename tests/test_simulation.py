@@ -165,6 +165,7 @@ BREAKAGES: list[tuple[str, type, str, Callable[..., Any]]] = [
 ]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(("rule", "where", "name", "broken"), BREAKAGES)
 def test_a_broken_rule_is_seen(
     rule: str,
@@ -327,6 +328,7 @@ def test_work_can_be_shared_by_processes() -> None:
     )
 
 
+@pytest.mark.plain
 def test_a_campaign_stops_when_there_is_enough_to_think_about(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

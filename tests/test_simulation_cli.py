@@ -42,6 +42,7 @@ def test_one_seed_can_be_read_message_by_message(capsys: pytest.CaptureFixture[s
     assert times == sorted(times)
 
 
+@pytest.mark.plain
 def test_a_violation_is_explained(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,7 @@ def test_closing_fails_what_is_open(world: Net) -> None:
     switch.close()
 
 
+@pytest.mark.plain
 def test_silent_children_are_forgotten() -> None:
     """A child that died without a word frees its names, and what the listener kept for it."""
     with net(msgspec.structs.replace(FAST, link_ping_s=0.05, suspect_after=2)) as world:

@@ -153,6 +153,7 @@ def test_a_silent_parent_is_given_up(world: Net) -> None:
         context.destroy(linger=0)
 
 
+@pytest.mark.plain
 def test_a_parent_that_falls_silent_is_given_up(world: Net) -> None:
     """Heartbeats of the sockets do not count: a parent whose switch hangs is left for another."""
     hanging, other = world.switch("hanging", alone=True), world.switch("other", alone=True)
@@ -215,6 +216,7 @@ def beat(child: Switch, message: m.ProxyBeat) -> None:
     child.send([m.Envelope("region/r0", "proxy/r0/0", message)])
 
 
+@pytest.mark.plain
 def test_a_proxy_that_rests_is_not_probing_all_the_time(world: Net) -> None:
     """Its heartbeats go up alone; with something to do its link is probed as often as any."""
     parent = world.switch("parent", alone=True)
@@ -235,6 +237,7 @@ def test_a_proxy_that_rests_is_not_probing_all_the_time(world: Net) -> None:
     assert len(came) >= 5
 
 
+@pytest.mark.plain
 def test_a_proxy_that_rests_finds_another_parent(world: Net) -> None:
     """A parent that hangs is given up by who rests too: after some heartbeats, or with work at once."""
     limits = msgspec.structs.replace(FAST, idle_heartbeats=5)
@@ -422,4 +425,4 @@ def test_closing_is_prompt(world: Net) -> None:
     child = world.switch("child")
     uplink = child.connect(["inproc://nobody"])
     child.close()
-    assert not uplink._thread.is_alive()
+    assert not uplink._worker.is_alive()

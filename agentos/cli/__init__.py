@@ -174,11 +174,13 @@ def version(as_json: Json = False) -> None:
     """Print the version."""
     from importlib.metadata import version as installed_version
 
-    found = installed_version(DISTRIBUTION)
+    from agentos.build import is_compiled
+
+    found, compiled = installed_version(DISTRIBUTION), is_compiled()
     if as_json:
-        output.document({"name": DISTRIBUTION, "version": found})
+        output.document({"name": DISTRIBUTION, "version": found, "compiled": compiled})
     else:
-        output.line(f"{DISTRIBUTION} {found}")
+        output.line(f"{DISTRIBUTION} {found}{' (compiled)' if compiled else ''}")
 
 
 def _exit_code(error: errors.AgentOSError) -> int:

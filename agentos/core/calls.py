@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -23,36 +24,46 @@ Tell = Callable[..., list[m.Send]]
 """`TaskRun.event`: what happened, for those who watch."""
 
 
-class Context(msgspec.Struct, frozen=True):
+class Context:
     """What a run needs of the proxy that carries it."""
 
-    address: str
-    region: str
-    limits: Limits
-    timers: Timers[TimerKey]
-    run_here: Callable[[m.Call], list[m.Send] | None]
-    """Start a call at home, if it would start at once; `None` when there is no room."""
-    chance: Callable[[], float]
-    """A float in [0, 1), for jitter."""
+    def __init__(
+        self,
+        address: str,
+        region: str,
+        limits: Limits,
+        timers: Timers[TimerKey],
+        run_here: Callable[[m.Call], list[m.Send] | None],
+        chance: Callable[[], float],
+    ) -> None:
+        self.address: Final = address
+        self.region: Final = region
+        self.limits: Final = limits
+        self.timers: Final = timers
+        self.run_here: Final = run_here
+        """Start a call at home, if it would start at once; `None` when there is no room."""
+        self.chance: Final = chance
+        """A float in [0, 1), for jitter."""
 
 
-class Flight(msgspec.Struct, gc=False):
+class Flight:
     """One call that is on its way: to be placed, placed at `proxy`, or waiting to be repeated.
 
     `tried` are all the proxies that this attempt was given to, as far as we were told.
     """
 
-    call: m.Call
-    ask: Ask
-    node: str
-    proxy: str = ""
-    tried: set[str] = msgspec.field(default_factory=set)
-    placing: bool = False
-    """The region was asked for a place: it may have given the call to a proxy already."""
-    asked: int = 0
-    """How often its answer has been asked after."""
-    lost: tuple[str, ...] = ()
-    """The proxies that died, one after the other, while they had it."""
+    def __init__(self, call: m.Call, ask: Ask, node: str) -> None:
+        self.call = call
+        self.ask: Final = ask
+        self.node: Final = node
+        self.proxy = ""
+        self.tried: set[str] = set()
+        self.placing = False
+        """The region was asked for a place: it may have given the call to a proxy already."""
+        self.asked = 0
+        """How often its answer has been asked after."""
+        self.lost: tuple[str, ...] = ()
+        """The proxies that died, one after the other, while they had it."""
 
     def may_answer(self, proxy: str) -> bool:
         """Whether this proxy has the call. While no place is known (`Placed` may be lost) any may."""

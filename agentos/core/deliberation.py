@@ -31,14 +31,17 @@ _Words = tuple[str, dict[str, Any] | None]
 """A prompt, and the schema of its answer."""
 
 
-class Ask(msgspec.Struct, frozen=True, gc=False):
+class Ask:
     """One question: where its answer belongs, and what to ask whom."""
 
-    round: int
-    slot: str
-    agent: str
-    prompt: str
-    schema: dict[str, Any] | None
+    def __init__(
+        self, round: int, slot: str, agent: str, prompt: str, schema: dict[str, Any] | None
+    ) -> None:
+        self.round: Final = round
+        self.slot: Final = slot
+        self.agent: Final = agent
+        self.prompt: Final = prompt
+        self.schema: Final = schema
 
 
 class Deliberation:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-import msgspec
-
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
 from agentos.core.errors import AgentNotOffered, AgentOSError, GraphError, Overloaded
@@ -28,15 +26,24 @@ ONLY_FROM = {m.Ended: {"region", "store"}, m.Cancelled: {"store"}, m.Refused: {"
 """Where the table of routes lets more roles speak to a gateway than this machine needs."""
 
 
-class Waiting(msgspec.Struct):
+class Waiting:
     """A client's request that waits for the store's answer."""
 
-    client: str
-    ref: str
-    notify: bool = False
-    agents: tuple[str, ...] = ()
-    watch: m.Watch | None = None
-    weight: int = 0
+    def __init__(
+        self,
+        client: str,
+        ref: str,
+        notify: bool = False,
+        agents: tuple[str, ...] = (),
+        watch: m.Watch | None = None,
+        weight: int = 0,
+    ) -> None:
+        self.client = client
+        self.ref = ref
+        self.notify = notify
+        self.agents = agents
+        self.watch = watch
+        self.weight = weight
 
 
 class GatewayMachine:

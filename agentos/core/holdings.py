@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.floors import Floors
@@ -14,26 +12,39 @@ REMEMBERED = 8_192
 """Stops that are remembered, so that a call that was on its way meets them."""
 
 
-class Holding(msgspec.Struct):
+class Holding:
     """A task of this region. `claim` is the one that is under way, or the last that was granted.
 
     `attempts` are the owners that it has lost in a row, `lost` whether the last one is to be added.
     `widowed`: the owner died while the claim for it was under way.
     """
 
-    epoch: Epoch
-    agents: tuple[str, ...]
-    attempts: int = 0
-    lost: bool = False
-    widowed: bool = False
-    owner: str = ""
-    claim: m.Claim | None = None
-    claiming: bool = False
-    repeats: int = 0
-    """How often the claim was repeated."""
-    since: float = 0.0
-    watchers: dict[str, None] = msgspec.field(default_factory=dict)
-    """Clients that want to hear of its progress."""
+    def __init__(
+        self,
+        epoch: Epoch,
+        agents: tuple[str, ...],
+        attempts: int = 0,
+        lost: bool = False,
+        widowed: bool = False,
+        owner: str = "",
+        claim: m.Claim | None = None,
+        claiming: bool = False,
+        repeats: int = 0,
+        since: float = 0.0,
+        watchers: dict[str, None] | None = None,
+    ) -> None:
+        self.epoch = epoch
+        self.agents = agents
+        self.attempts = attempts
+        self.lost = lost
+        self.widowed = widowed
+        self.owner = owner
+        self.claim = claim
+        self.claiming = claiming
+        self.repeats = repeats
+        """How often the claim was repeated."""
+        self.since = since
+        self.watchers: dict[str, None] = {} if watchers is None else watchers
 
     def awaits(self, q: m.Claimed) -> bool:
         """Whether this can be the answer to the claim under way, and not to one before it."""
@@ -55,21 +66,32 @@ class Holding(msgspec.Struct):
         return out
 
 
-class Sweep(msgspec.Struct):
+class Sweep:
     """One reading of the region's unfinished tasks, page by page.
 
     `suspects` are the claims that the reading before did not list, `unlisted` those that this one
     does not. Only what is neither listed twice is given up: an end may be on its way here.
     """
 
-    ref: str = ""
-    count: int = 0
-    begun: float = 0.0
-    heard: float = 0.0
-    done: bool = True
-    listed: set[int] = msgspec.field(default_factory=set)
-    suspects: set[tuple[int, Epoch]] = msgspec.field(default_factory=set)
-    unlisted: set[tuple[int, Epoch]] = msgspec.field(default_factory=set)
+    def __init__(
+        self,
+        ref: str = "",
+        count: int = 0,
+        begun: float = 0.0,
+        heard: float = 0.0,
+        done: bool = True,
+        listed: set[int] | None = None,
+        suspects: set[tuple[int, Epoch]] | None = None,
+        unlisted: set[tuple[int, Epoch]] | None = None,
+    ) -> None:
+        self.ref = ref
+        self.count = count
+        self.begun = begun
+        self.heard = heard
+        self.done = done
+        self.listed: set[int] = set() if listed is None else listed
+        self.suspects: set[tuple[int, Epoch]] = set() if suspects is None else suspects
+        self.unlisted: set[tuple[int, Epoch]] = set() if unlisted is None else unlisted
 
     def next(self, incarnation: str, now: float) -> Sweep:
         """The reading after this one."""

@@ -26,7 +26,7 @@ from agentos.core.limits import MAX_DEPTH, MAX_INT
 MIN_INT: Final = -MAX_INT - 1
 
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]++|\\.?)*+"?|[\[{\]}]', re.DOTALL)
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_LONE_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _PLAIN_KEY: Final = re.compile(r"[\w-]{1,64}")
 _LONG_NUMBER: Final = re.compile("[0-9][0-9]{18}")  # in this form it is found twice as fast
 _ESCAPED_NUL_OR_COLON: Final = re.compile(r"\\u00(?:00|3[aA])")
@@ -34,11 +34,12 @@ _LONGEST_QUOTE: Final = 60
 _UNSURE: Final = object()
 
 
-class _Fault(msgspec.Struct, frozen=True):
+class _Fault:
     """Takes the place of what is refused: the decoder's hooks do not know where they are."""
 
-    reason: str
-    key: str | None = None
+    def __init__(self, reason: str, key: str | None = None) -> None:
+        self.reason: Final = reason
+        self.key: Final = key
 
 
 def parse(text: str, *, max_bytes: int, max_depth: int = MAX_DEPTH, where: str = "") -> Any:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.jsontext import dump
 from agentos.core.rows import plain
 
 
-class Loading(msgspec.Struct):
+class Loading:
     """A task whose saved rows are being read, page by page, before its walk begins.
 
     `doubtful`: the proxy stood still meanwhile, and must check the claim before it starts anything.
     """
 
-    run: m.Run
-    rows: list[m.SavedRow]
-    watchers: dict[str, bool]
-    doubtful: bool = False
+    def __init__(
+        self, run: m.Run, rows: list[m.SavedRow], watchers: dict[str, bool], doubtful: bool = False
+    ) -> None:
+        self.run = run
+        self.rows = rows
+        self.watchers = watchers
+        self.doubtful = doubtful
 
     @property
     def epoch(self) -> Epoch:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import msgspec
-
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer
 from agentos.core.epoch import Epoch
@@ -22,13 +20,14 @@ PAGE = 256
 Agents = tuple[str, ...]
 
 
-class Placing(msgspec.Struct):
+class Placing:
     """A claim that is under way, and when it is to be repeated."""
 
-    claim: m.Claim
-    agents: Agents
-    due: float
-    repeats: int = 0
+    def __init__(self, claim: m.Claim, agents: Agents, due: float, repeats: int = 0) -> None:
+        self.claim = claim
+        self.agents = agents
+        self.due = due
+        self.repeats = repeats
 
 
 class Regions(Liveness[m.RegionBeat]):

@@ -16,6 +16,8 @@ from agentos.core import messages as m
 from agentos.core.deliberation import Ask
 from agentos.core.epoch import Epoch
 from agentos.core.limits import Limits
+from agentos.core.saved import Answer
+from agentos.core.saved import Saved as Saved  # noqa: PLC0414 - exported, also for mypy
 
 EXCERPT = 160
 """Characters of an answer that an event quotes."""
@@ -25,20 +27,6 @@ ESCAPE = 6
 """Bytes of the longest form that a character has in JSON, `\\u0000` (RFC 8259, section 7)."""
 MOST_TOKENS = 10**9
 """Tokens that are believed of one call, so that no sum of them leaves 64 bits."""
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """What is needed of a row to go on from it; whatever else it holds is for people."""
-
-    value: Any
-    usage: m.Usage = m.Usage()
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    value: msgspec.Raw
-    proxy: str
-    seconds: float
-    usage: m.Usage
 
 
 def split(row_id: str) -> tuple[str, int, str]:
@@ -88,7 +76,7 @@ def answer_text(result: m.CallResult, usage: m.Usage) -> m.Json:
     """The row of one answer. The value's text is embedded as it came, not written again."""
     assert result.value is not None, f"{result.row} has no value to save"
     seconds = round(result.seconds, 6)
-    row = _Answer(msgspec.Raw(result.value), result.proxy, seconds, usage)
+    row = Answer(msgspec.Raw(result.value), result.proxy, seconds, usage)
     return msgspec.json.encode(row).decode()
 
 
@@ -169,13 +157,14 @@ def pages(
     return [(tuple(part), last) for part, last in zip(parts, ends, strict=True)]
 
 
-class _Joined(msgspec.Struct):
+class _Joined:
     """Records of one claim that are to be one: where the first stood, and what is in them."""
 
-    at: int
-    rows: list[m.Row]
-    end: m.End | None
-    characters: int = 0
+    def __init__(self, at: int, rows: list[m.Row], end: m.End | None, characters: int = 0) -> None:
+        self.at = at
+        self.rows = rows
+        self.end = end
+        self.characters = characters
 
 
 def joined(envelopes: Sequence[m.Envelope], most: int) -> list[m.Envelope]:

@@ -39,17 +39,18 @@ from agentos.core.rows import (
 from agentos.core.timers import patience
 
 
-class NodeRun(msgspec.Struct, gc=False):
+class NodeRun:
     """A node that is under way.
 
     `held` is what follows from its answers (nothing more, if it is done), kept back while any of
     its rows is `unsaved`; `None` when there is nothing to let go.
     """
 
-    deliberation: Deliberation
-    usage: m.Usage = m.Usage()
-    unsaved: int = 0
-    held: list[Ask] | None = None
+    def __init__(self, deliberation: Deliberation) -> None:
+        self.deliberation = deliberation
+        self.usage = m.Usage()
+        self.unsaved = 0
+        self.held: list[Ask] | None = None
 
 
 class TaskRun:

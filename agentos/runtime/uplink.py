@@ -89,7 +89,7 @@ class Uplink:
         self._wake = threading.Event()
         self._broken = False
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="agentos-uplink", daemon=True)
+        self._worker = threading.Thread(target=self._run, name="agentos-uplink", daemon=True)
 
     # -- any thread ----------------------------------------------------------------------------
 
@@ -97,7 +97,7 @@ class Uplink:
         """Begin to connect, greeting as these names (with their sessions)."""
         self._names.update(names)
         self._first = next(iter(self._names), "")
-        self._thread.start()
+        self._worker.start()
 
     def wait_up(self, timeout_s: float) -> bool:
         """Wait until a parent has welcomed us; returns whether one has."""
@@ -186,8 +186,8 @@ class Uplink:
         """Give the link up. Idempotent."""
         self._closed = True
         self._wake.set()
-        if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(self._limits.stop_grace_s)
+        if self._worker.is_alive() and threading.current_thread() is not self._worker:
+            self._worker.join(self._limits.stop_grace_s)
 
     # -- the thread ----------------------------------------------------------------------------
 
