@@ -96,7 +96,8 @@ $(FOLDER)/.ready: $(VENV)/.ready-dev $(SOURCES)
 	@rm -rf $(FOLDER) build/lib* build/temp* build/bdist*
 	@mkdir -p $(FOLDER)
 	@AGENTOS_COMPILE=1 $(BIN)/pip --disable-pip-version-check wheel --quiet --no-build-isolation \
-		--no-deps --wheel-dir $(FOLDER) .
+		--no-deps --wheel-dir $(FOLDER) . || \
+		{ echo "This needs a C compiler; COMPILED=0 runs the sources."; exit 1; }
 	@$(BIN)/python -m zipfile -e $(FOLDER)/*.whl $(FOLDER)
 	@for file in *; do test -e $(FOLDER)/$$file || ln -s ../../$$file $(FOLDER)/$$file; done
 	@rm $(FOLDER)/transports $(FOLDER)/storage

@@ -227,6 +227,30 @@ def module_state(sources: Sources) -> list[str]:
     return faults
 
 
+def compiled_modules() -> set[str]:
+    """What setup.py has compiled, by import name."""
+    body = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body
+    (table,) = (
+        node.value
+        for node in body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMPILED"
+    )
+    parts = ast.literal_eval(table)
+    return {f"agentos.{part}.{name}" for part, names in parts.items() for name in names.split()}
+
+
+def compiled_records(sources: Sources) -> list[str]:
+    """Records in modules that are compiled: mypyc silently drops `frozen`, `tag` and the like."""
+    return [
+        f"{module}:{node.lineno}: {node.name} is a {ast.unparse(base)}"
+        for module in sorted(compiled_modules() & sources.keys())
+        for node in ast.walk(ast.parse(sources[module]))
+        if isinstance(node, ast.ClassDef)
+        for base in node.bases
+        if ast.unparse(base).rpartition(".")[2] in {"Struct", "Message"}
+    ]
+
+
 def _outer_name(annotation: ast.expr) -> str:
     while isinstance(annotation, ast.Subscript):
         annotation = annotation.value
@@ -281,6 +305,10 @@ RULES: Mapping[Callable[[Sources], list[str]], Mapping[str, str]] = {
     plain_names: {
         "agentos.cluster": "import transports.zeromq",
         "tests.x": "from storage import models",
+    },
+    compiled_records: {
+        "agentos.core.rows": "class A(msgspec.Struct, frozen=True): ...",
+        "agentos.runtime.peers": "class B(Message): ...",
     },
     import_cycles: {"agentos.x": "from agentos import y", "agentos.y": "import agentos.x"},
     long_files: {"agentos.x": "\n" * 400},
@@ -342,6 +370,11 @@ def test_the_core_imports_nothing_but_itself_and_msgspec() -> None:
         for target in imports(module, source, read_sources())
     }
     assert outside - sys.stdlib_module_names == {"agentos", "msgspec"}
+
+
+def test_what_is_compiled_is_there() -> None:
+    """Every module that setup.py has compiled exists."""
+    assert compiled_modules() <= read_sources().keys()
 
 
 # -- the protocol as a table -----------------------------------------------------------------------
