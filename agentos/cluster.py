@@ -110,13 +110,12 @@ class Host:
         switch = self._switch(address)
         if database is not None:
             self._start_store(switch, database)
-        url = switch.listen(listen)
         if store:
             self._uplinks[address] = switch.connect(store)
         actor = self._start(GatewayActor, address, switch)
         # Whoever sends to `gateway` means the one above it, whatever that is called.
         switch.attach(m.GATEWAY, actor, announce=False, sealed=True)
-        return url
+        return switch.listen(listen)
 
     def region(self, name: str, listen: str, gateways: Sequence[str]) -> str:
         """Start a region below the first gateway that answers.
@@ -126,11 +125,11 @@ class Host:
         """
         address = f"region/{name}"
         switch = self._switch(address)
-        url = switch.listen(listen)
-        # The link first: the actor's first heartbeat waits in it, and is not lost.
+        # The link first: the actor's first heartbeat waits in it, and is not lost. Listening last:
+        # a child that has been waiting must not be what the parent hears of first.
         self._uplinks[address] = switch.connect(gateways)
         self._start(RegionActor, address, switch)
-        return url
+        return switch.listen(listen)
 
     def proxy(
         self,

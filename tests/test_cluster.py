@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +15,7 @@ import pytest
 
 from agentos import Client, Cluster, EchoAgent, Host
 from agentos.agents.function import FunctionAgent
+from agentos.core import messages as m
 from agentos.core.errors import (
     AddressTaken,
     AgentNotOffered,
@@ -24,6 +25,7 @@ from agentos.core.errors import (
     LocalProtocolError,
     ResultTimeout,
 )
+from agentos.core.ports import Connection
 from agentos.testing.transport_recorder import eventually
 from tests.switches import FAST, TCP
 
@@ -286,6 +288,33 @@ def test_a_host_has_each_role_once() -> None:
         with pytest.raises(AgentOSError, match="a/b"):
             host.region("a/b", "inproc://eu2", [url])
     host.close()
+
+
+class Nobody:
+    """A receiver that listens to nothing."""
+
+    def received(self, connection: Connection, envelopes: Sequence[m.Envelope]) -> None: ...
+
+    def failed(self, connection: Connection, error: Exception) -> None: ...
+
+    def closed(self, connection: Connection) -> None: ...
+
+
+def test_children_that_wait_do_not_name_their_parent() -> None:
+    """A role that comes back is greeted at once by those below: it is itself to those above."""
+    with Host(FAST, [EchoAgent()]) as host:
+        early = {"inproc://gateway": "client/early", "inproc://eu": "proxy/eu/early"}
+        for url, name in early.items():  # what is said now is heard as soon as somebody listens
+            connection = host.transports.of(url).connect(url, Nobody())
+            hello = m.Hello(address=name, session="s" * 32)
+            connection.send([m.Envelope(m.NEIGHBOUR, name, hello)])
+        store = host.store("memory://", "inproc://store")
+        gateway = host.gateway("inproc://gateway", store=[store])
+        host.proxy("eu", "1", [host.region("eu", "inproc://eu", [gateway])])
+        with Client(gateway, limits=FAST, transports=host.transports) as client:
+            assert client.submit(one("echo", "late")).result(20) == "late"
+        assert host.switch("store").counters["protocol_errors"] == 0
+        assert host.switch("gateway/main").counters["protocol_errors"] == 0
 
 
 def test_two_gateways_on_one_store() -> None:

@@ -130,6 +130,8 @@ class Switch:
     def listen(self, url: str) -> str:
         """Accept children at `url`; returns where they can reach it.
 
+        Attach what this process is before: its parent is told that first, and children may wait.
+
         Raises:
             AddressTaken: somebody else listens there.
             LocalProtocolError: the URL cannot be listened on.
