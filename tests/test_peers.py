@@ -57,6 +57,17 @@ def test_a_greeted_name_leads_to_its_connection(peers: Peers) -> None:
     assert peers.sessions() == {"client/x": "secret of process a"}
 
 
+def test_the_first_name_comes_first(peers: Peers) -> None:
+    """A further name of a process is known only where its first one is: that says what it may be."""
+    wire = Wire()
+    further = m.Hello(address="region/eu", session="secret of process a", host="gateway/a")
+    assert not peers.register(wire, further, 0.0)
+    assert peers.route("region/eu") is None
+    assert peers.register(wire, hello("gateway/a"), 0.0)
+    assert peers.register(wire, further, 0.0)
+    assert peers.route("region/eu") is wire
+
+
 def test_a_living_process_keeps_its_name(peers: Peers) -> None:
     """Another process is refused the name for as long as its holder is heard."""
     one, two = Wire(), Wire()
@@ -262,18 +273,20 @@ class Speaking(RuleBasedStateMachine):
         i=st.integers(0, 3),
         address=st.sampled_from(NAMES),
         session=st.sampled_from(["secret of process a", "secret of process b"]),
+        host=st.none() | st.sampled_from(NAMES),
         beside=st.booleans(),
     )
-    def greet(self, i: int, address: str, session: str, beside: bool) -> None:
+    def greet(self, i: int, address: str, session: str, host: str | None, beside: bool) -> None:
         before = self.peers.route(address) if address else None
         known = self.peers.sessions().get(address) == session
-        greeting = m.Hello(address=address, session=session, beside=beside)
+        placed = host is None or self.peers.speaks_for(self.wires[i], host)
+        greeting = m.Hello(address=address, session=session, host=host, beside=beside)
         try:
             heard = self.peers.register(self.wires[i], greeting, self.now, self.above)
         except AgentOSError:
             assert self.peers.route(address) is before
         else:
-            assert heard == (known or not beside)
+            assert heard == (placed and (known or not beside))
             if heard:
                 self.greeted[self.wires[i]].add(address)
                 assert self.peers.speaks_for(self.wires[i], address)

@@ -99,6 +99,30 @@ def test_a_parent_that_forgot_us_is_greeted_again(world: Net, url: str) -> None:
     assert parent._peers.route("worker/x") is connection
 
 
+@pytest.mark.plain
+def test_a_link_that_breaks_between_greetings(world: Net, url: str) -> None:
+    """What reaches the parent first on a new connection is not taken for what the process is."""
+    parent, child = world.switch("parent"), world.switch("child")
+    names = ["gateway/a", "region/us", "region/eu"]
+    received, forgotten = parent.received, []
+
+    def forgetting(connection: Connection, envelopes: Sequence[m.Envelope]) -> None:
+        received(connection, envelopes)
+        if not forgotten and parent._peers.route("gateway/a") is not None:
+            # The socket has connected anew by itself: the parent sees somebody whom it has never
+            # seen, and the greetings of the other names are on their way.
+            forgotten.extend(parent._peers.gone(connection))
+
+    parent.received = forgetting  # type: ignore[method-assign]
+    parent.listen(url)
+    for name in names:
+        child.attach(name, lambda batch: None)
+    assert child.connect([url]).wait_up(10)
+    eventually(lambda: all(parent._peers.route(name) is not None for name in names))
+    assert forgotten == ["gateway/a"]
+    assert parent.counters["protocol_errors"] == 0
+
+
 def test_a_name_lost_to_a_late_greeting_comes_back(world: Net, url: str) -> None:
     """A hello of our own that was delayed on a dead connection does not cost us the name."""
     parent, child = world.switch("parent"), world.switch("child")

@@ -152,7 +152,8 @@ class Peers:
             above: the names of the process that was greeted.
 
         Returns:
-            whether it is: nothing is beside a name that is not known, or is another process's.
+            whether it is: nothing is beside a name that is not known, or is another process's, and
+            a process is known here by its first name before any other.
 
         Raises:
             AddressTaken: another process has the name, and is alive.
@@ -161,6 +162,8 @@ class Peers:
         """
         with self._lock:
             peer = self._peer(connection, now)
+            if hello.host is not None and hello.host not in peer.names:
+                return False
             self._check(peer, hello.address, above)
             route = self._routes.get(hello.address)
             if hello.beside:

@@ -128,9 +128,7 @@ class Switch:
     # -- links ---------------------------------------------------------------------------------
 
     def listen(self, url: str) -> str:
-        """Accept children at `url`; returns where they can reach it.
-
-        Attach what this process is before: its parent is told that first, and children may wait.
+        """Accept children at `url`, once you have an actor here; returns where they can reach it.
 
         Raises:
             AddressTaken: somebody else listens there.
@@ -344,7 +342,7 @@ class Switch:
             if hello.address in self._local:
                 raise AddressTaken(f"{hello.address!r} is here already")
             if not self._peers.register(connection, hello, time.monotonic(), list(self._local)):
-                return hello_first()  # its greeting by the other way is late, or went elsewhere
+                return hello_first()  # a greeting that belongs before this one went elsewhere
         except AgentOSError as error:
             self._log.warning("hello_refused", address=hello.address, error=str(error))
             self.counters[f"hello_refused.{error.code}"] += 1

@@ -314,7 +314,9 @@ class Uplink:
             self._say(connection, address, self._hello(address, session))
 
     def _hello(self, address: str, session: str) -> m.Hello:
-        return m.Hello(address=address, session=session, beside=self._beside is not None)
+        host = self._first if address != self._first else None
+        beside = self._beside is not None
+        return m.Hello(address=address, session=session, host=host, beside=beside)
 
     def _hold_back(self, envelopes: Sequence[m.Envelope]) -> None:
         waiting = len(self._waiting)

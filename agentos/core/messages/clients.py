@@ -33,12 +33,17 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     process on a new connection, and takes its name with it. A switch passes the greetings of its
     children up, so that every parent knows all the names below it.
 
+    `host`: the first name of the process, where this is a further one. A connection may break and
+    come back below us while greetings are on their way: without it the parent would take the first
+    that arrives for what the process is.
+
     `beside`: this connection is a second, shorter way to a process that is known here by another
     one; the session proves it. Answers take the way over which was asked last.
     """
 
     address: Address
     session: Annotated[str, Meta(min_length=16, max_length=64)]
+    host: Address | None = None
     beside: bool = False
 
 
