@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import sqlite3
 import tempfile
-from contextlib import closing
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from agentos import AsyncClient
@@ -14,50 +15,53 @@ from benchmarks import clusters, job
 from benchmarks.figures import Figure, at_most
 from benchmarks.settings import Settings
 
+TURNS = ("few", "many", "many", "few", "few", "many", "many", "few")
+"""A run: neither is always first, and each is beside the other within a second or two. The speed of
+a machine drifts by more, in less time than a cluster needs to start."""
+
 
 def measure(settings: Settings) -> list[Figure]:
-    """The same tasks on a small database and on a large one, in turn."""
-    sizes = settings.size((100, 5_000), (1_000, 100_000), (1_000, 1_000_000))
-    tasks = settings.size(200, 2_000)
-    orders = itertools.cycle([sizes[::-1], sizes])
-    with tempfile.TemporaryDirectory(prefix="agentos-bench-") as root:
-        folders = {size: Path(root) / str(size) for size in sizes}
-        for size, folder in folders.items():
+    """The same tasks beside few finished ones and beside many, in turn, on two clusters."""
+    few, many = settings.size((100, 5_000), (1_000, 100_000), (1_000, 1_000_000))
+    with tempfile.TemporaryDirectory(prefix="agentos-bench-") as root, ExitStack() as stack:
+        ups: dict[str, clusters.Up] = {}
+        for name, size in (("few", few), ("many", many)):
             settings.tell(f"filling a database with {size:,} finished tasks", 0)
+            folder = Path(root) / name
             fill(folder, size)
-
-        def once() -> dict[str, float]:
-            values: dict[str, float] = {}
-            for size in next(orders):  # neither always first: the machine's speed drifts
-                with clusters.processes(settings.topology, data=folders[size]) as up:
-                    cpu_us, wall_us = asyncio.run(_run(up, settings, tasks))
-                values |= {f"cpu {size}": cpu_us, f"wall {size}": wall_us}
-            return values
-
-        found = settings.repeat(f"{sizes[0]:,} and {sizes[1]:,} finished tasks", once)
-    few, many = sizes
+            ups[name] = stack.enter_context(clusters.processes(settings.topology, data=folder))
+        found = settings.repeat(
+            f"{few:,} and {many:,} finished tasks", lambda: asyncio.run(_run(ups, settings))
+        )
 
     def more(what: str) -> list[float]:
-        pairs = zip(found[f"{what} {few}"], found[f"{what} {many}"], strict=True)
+        pairs = zip(found[f"few {what}"], found[f"many {what}"], strict=True)
         return [100 * (big / small - 1) for small, big in pairs]
 
-    cpu_us = found[f"cpu {few}"]
     here = f"{few:,} to {many:,} finished tasks in the database"
+    cpu = f"CPU of a task beside {few:,} finished ones"
     return [
-        Figure("finished", f"CPU of a task beside {few:,} finished ones", "µs", cpu_us),
+        Figure("finished", cpu, "µs", found["few cpu"]),
         Figure("finished", f"from {here}: growth of a task's CPU", "%", more("cpu"), at_most(10)),
         Figure("finished", f"from {here}: growth of a task's time", "%", more("wall"), at_most(10)),
     ]
 
 
-async def _run(up: clusters.Up, settings: Settings, tasks: int) -> tuple[float, float]:
-    """CPU and time of a task, in microseconds."""
-    async with up.client() as client:
-        await job.until_ready(client, settings.topology.total)
-        await job.throughput(client, 200)
-        before = clusters.all_cpu_s(up)
-        wall_us = 1e6 / await job.throughput(client, tasks)
-        return 1e6 * (clusters.all_cpu_s(up) - before) / tasks, wall_us
+async def _run(ups: Mapping[str, clusters.Up], settings: Settings) -> dict[str, float]:
+    """CPU and time of a task on each cluster, in microseconds."""
+    tasks = settings.size(100, 500)
+    spent: defaultdict[str, float] = defaultdict(float)
+    async with ups["few"].client() as beside_few, ups["many"].client() as beside_many:
+        clients = {"few": beside_few, "many": beside_many}
+        for client in clients.values():
+            await job.until_ready(client, settings.topology.total)
+            await job.throughput(client, tasks)
+        for name in TURNS:
+            before = clusters.all_cpu_s(ups[name])
+            spent[f"{name} wall"] += 1e6 / await job.throughput(clients[name], tasks)
+            spent[f"{name} cpu"] += 1e6 * (clusters.all_cpu_s(ups[name]) - before) / tasks
+    turns = len(TURNS) / len(ups)
+    return {what: microseconds / turns for what, microseconds in spent.items()}
 
 
 def fill(folder: Path, tasks: int) -> None:
