@@ -105,10 +105,11 @@ class MemoryDatabase(MemoryReader):
         priority: int = 0,
         claimant: str = "",
         region: str = "",
+        owner: str = "",
     ) -> m.TaskCreated:
         """Insert a task and its request document, once for each key of a user; see the port."""
-        values.check_new_task(
-            user_id, task_type, task_description, key, agents, priority, claimant, region
+        epoch = values.check_new_task(
+            user_id, task_type, task_description, key, agents, priority, claimant, region, owner
         )
         request = values.encode_request(user_id, task_type, key, task_description)
         with self.transaction():
@@ -124,8 +125,10 @@ class MemoryDatabase(MemoryReader):
                     user_id=user_id,
                     task_type=task_type,
                     task_description=task_description,
-                    epoch=Epoch(1, 0) if region else Epoch(0, 0),
+                    epoch=epoch,
                     region=region,
+                    owner=owner,
+                    state="running" if owner else "accepted",
                     claimant=claimant,
                     key=key,
                     agents=tuple(agents),
@@ -144,6 +147,7 @@ class MemoryDatabase(MemoryReader):
             state=task.state,
             epoch=task.epoch,
             region=task.region,
+            owner=task.owner,
         )
 
     def update_task_type(self, task_id: int, task_type: str) -> bool:

@@ -69,14 +69,15 @@ class Statements:
             WHERE task_id = ?
         """)
         self.task_by_key = sql("""
-            SELECT task_id, state, global_epoch, regional_epoch, region, doc_content
+            SELECT task_id, state, global_epoch, regional_epoch, region, owner, doc_content
             FROM Tasks LEFT JOIN Documents ON doc_id = request_doc_id
             WHERE user_id = ? AND task_key = ?
         """)
         self.insert_task = sql("""
-            INSERT INTO Tasks (user_id, task_type, global_epoch, regional_epoch, region, claimant,
-                task_key, agents, priority, request_doc_id, created_at, updated_at, task_description)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {returning_task_id}
+            INSERT INTO Tasks (user_id, task_type, global_epoch, regional_epoch, region, owner,
+                claimant, state, task_key, agents, priority, request_doc_id, created_at, updated_at,
+                task_description)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) {returning_task_id}
         """)
         self.fence = sql(
             "SELECT global_epoch, regional_epoch, state, owner FROM Tasks WHERE task_id = ?{lock}"

@@ -75,10 +75,15 @@ def check_new_task(
     priority: int,
     claimant: str,
     region: str,
-) -> None:
-    """Check what `create_task` is given, as `check_texts` and `check_integers` do."""
+    owner: str,
+) -> Epoch:
+    """The epoch of a new task, after a look at what `create_task` is given.
+
+    Raises:
+        LocalProtocolError: as `check_texts` and `check_integers` do, or an owner has no region.
+    """
     check_integers("new task", user_id=user_id, priority=priority)
-    short = task_type + (key or "") + "".join(agents) + claimant + region
+    short = task_type + (key or "") + "".join(agents) + claimant + region + owner
     if not (_plain(short) and _plain(task_description)):
         check_texts(
             "new task",
@@ -88,7 +93,11 @@ def check_new_task(
             agents="".join(agents),
             claimant=claimant,
             region=region,
+            owner=owner,
         )
+    if owner and not region:
+        raise LocalProtocolError(f"new task: its owner {owner!r} needs a region")
+    return Epoch(1, int(bool(owner))) if region else Epoch(0, 0)
 
 
 def check_record(task_id: int, rows: Sequence[m.Row], end: m.End | None) -> None:

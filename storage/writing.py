@@ -58,34 +58,35 @@ class PeeweeDatabase(Recorder):
         priority: int = 0,
         claimant: str = "",
         region: str = "",
+        owner: str = "",
     ) -> m.TaskCreated:
         """Insert a task and its request document, once for each key of a user; see the port."""
-        values.check_new_task(
-            user_id, task_type, task_description, key, agents, priority, claimant, region
+        epoch = values.check_new_task(
+            user_id, task_type, task_description, key, agents, priority, claimant, region, owner
         )
         request = values.encode_request(user_id, task_type, key, task_description)
         if key is not None:
             existing = self._task_by_key(user_id, key, request)
             if existing is not None:
                 return existing
-        epoch = Epoch(1, 0) if region else Epoch(0, 0)
         now = self._clock()
+        state: m.State = "running" if owner else "accepted"
         doc_id = self._insert(self._sql.insert_document, ("request", request))
         task_id = self._insert(
             self._sql.insert_task,
-            (user_id, task_type, *digits(epoch), region, claimant,
+            (user_id, task_type, *digits(epoch), region, owner, claimant, state,
              key, values.encode_labels(agents), priority, doc_id,
              now, now, task_description),
         )  # fmt: skip
         return m.TaskCreated(
-            task_id=task_id, created=True, state="accepted", epoch=epoch, region=region
+            task_id=task_id, created=True, state=state, epoch=epoch, region=region, owner=owner
         )
 
     def _task_by_key(self, user_id: int, key: str, request: str) -> m.TaskCreated | None:
         row = self._row(self._sql.task_by_key, (user_id, key))
         if row is None:
             return None
-        task_id, state, global_epoch, regional_epoch, region, stored = row
+        task_id, state, global_epoch, regional_epoch, region, owner, stored = row
         if stored is None or msgspec.json.decode(stored) != msgspec.json.decode(request):
             raise values.key_conflict(user_id, key, task_id)
         return m.TaskCreated(
@@ -94,6 +95,7 @@ class PeeweeDatabase(Recorder):
             state=state,
             epoch=Epoch(global_epoch, regional_epoch),
             region=region,
+            owner=owner,
         )
 
     @writes

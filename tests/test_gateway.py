@@ -45,7 +45,9 @@ def tell(
 
 def created(task_id: int = 1, region: str = R0) -> m.TaskCreated:
     """The store's word that a task is committed."""
-    return m.TaskCreated(task_id=task_id, created=True, state="accepted", epoch=E10, region=region)
+    return m.TaskCreated(
+        task_id=task_id, created=True, state="accepted", epoch=E10, region=region, owner=""
+    )
 
 
 def submit(machine: GatewayMachine, *, notify: bool = True, ref: str = "q") -> m.Send:

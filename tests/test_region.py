@@ -49,9 +49,11 @@ def tell(machine: RegionMachine, sender: str, message: m.Message, now: float = 0
     return machine.handle(m.Envelope(ME, sender, message), now)
 
 
-def assign(task_id: int = 1, epoch: Epoch = E10, agents: tuple[str, ...] = ("echo",)) -> m.Assign:
-    """The gateway's word that a task is ours."""
-    return m.Assign(task_id=task_id, epoch=epoch, agents=agents)
+def assign(
+    task_id: int = 1, epoch: Epoch = E10, agents: tuple[str, ...] = ("echo",), owner: str = ""
+) -> m.Assign:
+    """The gateway's word that a task is ours, or a proxy's of ours."""
+    return m.Assign(task_id=task_id, epoch=epoch, agents=agents, owner=owner)
 
 
 def claimed(claim: m.Message, **fields: Any) -> m.Claimed:
@@ -71,9 +73,9 @@ def owning(*proxies: str) -> tuple[RegionMachine, str]:
     """A region whose task 1 is owned, and by whom."""
     machine = region(*proxies)
     (claim,) = tell(machine, "gateway/a", assign())
-    (run,) = tell(machine, "store", claimed(claim.message))
-    assert isinstance(run.message, m.Run)
-    return machine, run.to
+    assert isinstance(claim.message, m.Claim)
+    assert tell(machine, "store", claimed(claim.message)) == []  # the store tells the owner
+    return machine, claim.message.owner
 
 
 def call(owner: str = P0, **fields: Any) -> m.Call:
@@ -137,8 +139,8 @@ def test_whoever_watches_hears_from_every_owner() -> None:
     restarted = tell(machine, owner, beat(incarnation="2"))  # loses its task to another
     (claim,) = [send for send in restarted if isinstance(send.message, m.Claim)]
     sends = tell(machine, "store", claimed(claim.message))
-    assert [type(send.message) for send in sends] == [m.Run, m.Event, m.Watch]
-    assert [send.to for send in sends][1] == "client/c"
+    assert [type(send.message) for send in sends] == [m.Event, m.Watch]
+    assert sends[0].to == "client/c"
 
 
 @fuzzed
@@ -161,7 +163,8 @@ def test_the_answer_to_an_earlier_claim_is_not_taken_for_ours() -> None:
     ):
         answer = m.Envelope(ME, "store", claimed(claim.message, **fields))
         assert changes(machine, answer, 0.0) == (False, [])
-    assert kinds(tell(machine, "store", claimed(claim.message))) == [(P0, m.Run)]
+    tell(machine, "store", claimed(claim.message))
+    assert [task.owner for _, task in machine._tasks.items()] == [P0]
 
 
 def test_older_assignments_are_noise() -> None:
@@ -189,6 +192,50 @@ def test_a_refused_claim_stops_the_old_owner() -> None:
     (claim,) = [s for s in ticks(machine, LIMITS.resend_s) if isinstance(s.message, m.Claim)]
     lost = claimed(claim.message, granted=False, epoch=E20, state="cancelled")
     assert kinds(tell(machine, "store", lost)) == [(P0, m.Stop), (m.GATEWAY, m.Ended)]
+
+
+def test_a_task_that_has_an_owner_is_watched_over() -> None:
+    """The gateway chose it, the store has told it: it is replaced like any other when it dies."""
+    machine = region(P0, P1)
+    assert tell(machine, "gateway/a", assign(epoch=E11, owner=P0)) == []
+    now = 0.0
+    sends: list[m.Send] = []
+    while now < 2.0:
+        now += 0.25
+        tell(machine, P1, beat(), now)
+        sends += tell(machine, ME, m.Tick(), now)
+    (claim,) = {s.message for s in sends if isinstance(s.message, m.Claim)}
+    assert (claim.expected, claim.owner, claim.lost) == (E11, P1, True)
+
+
+def test_an_owner_that_is_dead_is_replaced_at_once() -> None:
+    """What the gateway knows is a heartbeat old: its choice may have died since."""
+    machine, dead = owning(P0, P1)
+    other = P1 if dead == P0 else P0
+    now = 0.0
+    while now < 2.0:
+        now += 0.25
+        tell(machine, other, beat(), now)
+        tell(machine, ME, m.Tick(), now)
+    (send,) = tell(machine, "gateway/a", assign(2, E11, owner=dead), now)
+    assert isinstance(send.message, m.Claim)
+    assert (send.message.expected, send.message.owner, send.message.lost) == (E11, other, True)
+
+
+def test_an_owner_that_is_not_known_yet_is_left_alone() -> None:
+    """A region that came back may hear of its tasks before it hears of its proxies."""
+    machine = region(P1)
+    empty = sizes(machine)
+    assert tell(machine, "gateway/a", assign(epoch=E11, owner=P0)) == []
+    assert sizes(machine) == empty
+
+
+def test_a_region_that_stops_asks_for_a_new_task_back() -> None:
+    """The task came while the region was stopping: its owner gives it up, and another has it."""
+    machine = region(P0)
+    tell(machine, ME, m.Drain())
+    (send,) = tell(machine, "gateway/a", assign(epoch=E11, owner=P0))
+    assert send == m.Send(P0, m.Yield(task_id=1, epoch=E11))
 
 
 def test_a_dropped_task_does_not_go_round_at_once() -> None:
@@ -261,17 +308,18 @@ def test_one_that_never_heard_of_its_task_is_asked_and_not_suspected() -> None:
         tell(machine, ME, m.Tick(), n / 4)
     (claim,) = tell(machine, "gateway/a", assign(), 3.1)
     tell(machine, "store", claimed(claim.message), 3.1)  # the Run is lost
-    again = None
+    again: m.Claim | None = None
     for n in range(13, 40):
         sends = tell(machine, ME, m.Tick(), n / 4)
         assert not any(isinstance(s.message, m.PeerDown | m.Declined) for s in sends)
         assert (P0, m.Rouse) in kinds(sends)
         answer = tell(machine, P0, beat(), n / 4)
-        if claims := [s for s in answer if isinstance(s.message, m.Claim)]:
-            (again,) = tell(machine, "store", claimed(claims[0].message), n / 4)
+        if claims := [s.message for s in answer if isinstance(s.message, m.Claim)]:
+            (again,) = claims
+            tell(machine, "store", claimed(again), n / 4)
             break
     assert again is not None
-    assert (type(again.message), again.to, n / 4) == (m.Run, P0, 4.25)
+    assert (again.owner, again.expected, n / 4) == (P0, E10, 4.25)  # the same claim: told again
     tell(machine, P0, beat(m.Held(1, E11)), 4.3)
     assert (P0, m.Rouse) not in kinds(tell(machine, ME, m.Tick(), 4.5))
 

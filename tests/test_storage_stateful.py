@@ -109,6 +109,7 @@ class TwoDatabases(RuleBasedStateMachine):
         agents=AGENTS,
         priority=st.integers(-1, 1),
         region=REGIONS,
+        owner=st.just("") | OWNERS,
         gateway=GATEWAYS,
     )
     def create(self, user_id: int, text: str, gateway: str, **options: Any) -> None:

@@ -141,9 +141,10 @@ SENT = st.one_of(
         st.integers(1, TASKS),
     )),
     st.tuples(st.just(GATEWAY), st.builds(
-        lambda key: m.CreateTask(user_id=1, task_type="graph", task_description="{}", key=key,
-                                 agents=(), priority=0, claimant=GATEWAY, region=REGION),
-        st.sampled_from(["k", "l"]),
+        lambda key, owner: m.CreateTask(
+            user_id=1, task_type="graph", task_description="{}", key=key,
+            agents=(), priority=0, claimant=GATEWAY, region=REGION, owner=owner),
+        st.sampled_from(["k", "l"]), st.sampled_from(["", OWNER]),
     )),
 )  # fmt: skip
 
@@ -173,11 +174,12 @@ def test_a_turn_of_the_store_is_as_one_by_one(
         apart = [send for e in envelopes for send in machines[1].handle(e, 0.0)]
         for address in (OWNER, OTHER, REGION, GATEWAY):
             mine, theirs = (
-                [unborn(s) for s in sends if s.to == address and not isinstance(s.message, m.Ended)]
+                [unborn(s) for s in sends if s.to == address and s.ref]
                 for sends in (at_once, apart)
             )
             assert mine == theirs
-        assert ended(at_once) == ended(apart)
+        assert news(at_once, m.Ended) == news(apart, m.Ended)
+        assert news(at_once, m.Run) == news(apart, m.Run)
         for task_id in range(1, TASKS + 3):
             assert pair[0].get_task(task_id) == pair[1].get_task(task_id)
             assert pair[0].get_progress_list(task_id) == pair[1].get_progress_list(task_id)
@@ -195,6 +197,6 @@ def unborn(send: m.Send) -> m.Send:
     return send
 
 
-def ended(sends: list[m.Send]) -> list[str]:
-    """The ends that were announced."""
-    return sorted(repr(send) for send in sends if isinstance(send.message, m.Ended))
+def news(sends: list[m.Send], kind: type[m.Message]) -> list[str]:
+    """What others are told of what was committed: ends, and whose a task is."""
+    return sorted(repr(send) for send in sends if isinstance(send.message, kind))

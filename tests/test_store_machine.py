@@ -85,7 +85,7 @@ def test_nothing_raises_in_any_state(envelopes: list[m.Envelope]) -> None:
         if isinstance(envelope.message, m.Heard):  # passed on to the other gateways
             assert envelope.sender not in {s.to for s in sends}
         else:
-            answers = [s for s in sends if not isinstance(s.message, m.Ended)]
+            answers = [s for s in sends if not isinstance(s.message, m.Ended | m.Run)]
             assert [(s.to, s.ref) for s in answers] in ([], [(envelope.sender, envelope.ref)])
 
 
@@ -164,8 +164,38 @@ def test_every_living_gateway_hears_of_an_end() -> None:
                 epoch=E11,
                 state="succeeded",
                 response='{"output":1}',
-                region="region/r0",
+                owner=OWNER,
             )
+
+
+def test_the_store_gives_a_task_to_its_owner() -> None:
+    """With the commit that made it the owner: at creation or by a claim, and again on repetition."""
+    machine, _ = store()
+    born = msgspec.structs.replace(create("region/r0", "k"), owner=OWNER)
+    answer, run = machine.handle(m.Envelope(m.STORE, "gateway/a", born, "r7"), 0.0)
+    assert isinstance(answer.message, m.TaskCreated)
+    task_id, epoch = answer.message.task_id, answer.message.epoch
+    assert (answer.message.owner, epoch) == (OWNER, E11)
+    assert run.to == OWNER
+    assert run.message == m.Run(task_id=task_id, epoch=E11, task_description="{}", saved=0)
+    tell(machine, record("a", task_id=task_id))
+    again = machine.handle(m.Envelope(m.STORE, "gateway/a", born, "r8"), 0.0)
+    assert [type(send.message) for send in again] == [m.TaskCreated]  # it was created before
+    taken = msgspec.structs.replace(claim(task_id, E11), lost=True)
+    for _ in range(2):
+        answer, run = machine.handle(m.Envelope(m.STORE, "region/r0", taken, "r9"), 0.0)
+        assert isinstance(answer.message, m.Claimed)
+        assert answer.message.task_description == ""
+        assert run.message == m.Run(
+            task_id=task_id,
+            epoch=Epoch(1, 2),
+            task_description="{}",
+            saved=1,
+            attempts=1,
+            lost=f"{OWNER} at 1.1; ",
+        )
+    late = m.Envelope(m.STORE, "region/r0", claim(task_id, E10), "r9")
+    assert [type(send.message) for send in machine.handle(late, 0.0)] == [m.Claimed]
 
 
 def test_the_other_gateways_hear_of_a_cancellation() -> None:
@@ -278,3 +308,17 @@ def test_nobody_claims_for_another(sender: str, changes: dict[str, str]) -> None
     assert isinstance(send.message, m.Refused)
     assert send.message.code == "not_the_owner"
     assert database.get_task(1) == before
+
+
+@pytest.mark.parametrize(
+    ("region", "owner"), [("region/r1", OWNER), ("region/r0", "proxy/r1/0"), ("", OWNER)]
+)
+def test_nobody_creates_a_task_for_a_stranger(region: str, owner: str) -> None:
+    """A new task's owner is a proxy of the region that it is placed at: else there is no task."""
+    machine, database = store()
+    before = database.list_tasks()
+    q = msgspec.structs.replace(create(region), owner=owner)
+    (send,) = machine.handle(m.Envelope(m.STORE, "gateway/a", q, "r7"), 0.0)
+    assert isinstance(send.message, m.Refused)
+    assert send.message.code == "not_the_owner"
+    assert database.list_tasks() == before

@@ -64,7 +64,7 @@ def test_a_dead_proxy_that_rested_is_replaced_as_fast_as_any() -> None:
 
 
 def test_a_lost_run_does_not_make_its_owner_a_suspect() -> None:
-    """An idle proxy that never heard of its task is asked, and given it again."""
+    """An idle proxy that never heard of its task is asked, and given it by a claim of its region."""
     cluster = Cluster(lambda _: Reply("x"), proxies=1)
     cluster.run_for(20.0)
     lost = [2]
@@ -79,7 +79,7 @@ def test_a_lost_run_does_not_make_its_owner_a_suspect() -> None:
     task_id = cluster.submit(ONE)
     cluster.run_until(lambda: cluster.ended(task_id), 10)
     task = cluster.task(task_id)
-    assert (task.state, task.epoch, task.attempts) == ("succeeded", Epoch(1, 1), 0)
+    assert (task.state, task.epoch, task.attempts) == ("succeeded", Epoch(1, 2), 0)
     assert not list(cluster.sent(m.PeerDown))
 
 

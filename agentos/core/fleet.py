@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, KeysView, Mapping
-from typing import TypeVar
 
 from agentos.core import messages as m
 from agentos.core.liveness import Liveness, Peer
-
-K = TypeVar("K")
+from agentos.core.rooms import Rooms
 
 
 class Fleet(Liveness[m.ProxyBeat]):
@@ -22,8 +20,8 @@ class Fleet(Liveness[m.ProxyBeat]):
     def __init__(self, suspicion_s: float, resting_s: float | None = None) -> None:
         super().__init__(suspicion_s, resting_s)
         self._owned: dict[str, int] = {}
-        self._room: defaultdict[frozenset[str], dict[str, float]] = defaultdict(dict)
-        """Living proxies with room for another task, by what they offer: the tasks of each."""
+        self._rooms = Rooms()
+        """Of the living ones."""
         self._loads: defaultdict[str, dict[str, float]] = defaultdict(dict)
         """Living proxies by agent: their calls as a share of their slots."""
         self._changed: set[str] = set()
@@ -116,22 +114,8 @@ class Fleet(Liveness[m.ProxyBeat]):
         return sum(peer.beat.capacity for _, peer in self.living())
 
     def room(self, agents: Collection[str]) -> Mapping[str, float]:
-        """Living proxies with room for a task of these agents, with the tasks that each owns.
-
-        Those that offer the most of its agents, if any of them has room: what an owner runs itself
-        crosses no network.
-        """
-        best: list[dict[str, float]] = []
-        most = 0
-        for offered, room in self._room.items():
-            common = len(offered.intersection(agents))
-            if common > most:
-                best, most = [], common
-            if common == most:
-                best.append(room)
-        return (
-            best[0] if len(best) == 1 else {a: owned for room in best for a, owned in room.items()}
-        )
+        """Living proxies with room for a task of these agents, with the tasks that each owns."""
+        return self._rooms.for_task(agents)
 
     def loads(self, agent: str) -> Mapping[str, float]:
         """Proxies that offer an agent, with the calls that each has, as a share of its slots."""
@@ -157,6 +141,7 @@ class Fleet(Liveness[m.ProxyBeat]):
                 alive=not peer.suspected,
                 tasks=self._owned.get(address, 0),
                 calls=peer.beat.calls,
+                capacity=peer.beat.capacity,
                 agents=tuple(offer.agent for offer in peer.beat.offers),
             )
             for address, peer in self.items()
@@ -171,27 +156,18 @@ class Fleet(Liveness[m.ProxyBeat]):
         if peer.suspected:
             self._withdraw(address, peer)
             return
-        offered = _agents(peer)
-        if owned < peer.beat.capacity:
-            self._room[offered][address] = float(owned)
-        else:
-            _drop(self._room, offered, address)
+        self._rooms.put(address, _agents(peer), owned, peer.beat.capacity)
         for offer in peer.beat.offers:
             calls = peer.beat.calls + peer.given
             self._loads[offer.agent][address] = calls / offer.slots
 
     def _withdraw(self, address: str, peer: Peer[m.ProxyBeat]) -> None:
-        _drop(self._room, _agents(peer), address)
+        self._rooms.drop(address)
         for offer in peer.beat.offers:
-            _drop(self._loads, offer.agent, address)
+            loads = self._loads.get(offer.agent)
+            if loads is not None and loads.pop(address, None) is not None and not loads:
+                del self._loads[offer.agent]
 
 
 def _agents(peer: Peer[m.ProxyBeat]) -> frozenset[str]:
     return frozenset(offer.agent for offer in peer.beat.offers)
-
-
-def _drop(table: dict[K, dict[str, float]], key: K, address: str) -> None:
-    """Take an address out, and the line with it that would be empty."""
-    line = table.get(key)
-    if line is not None and line.pop(address, None) is not None and not line:
-        del table[key]

@@ -122,6 +122,7 @@ class GatewayMachine:
             self._admit()
         except (GraphError, AgentNotOffered, Overloaded) as error:
             return self._refuse(e.sender, e.ref, error)
+        region, owner = self._placement.choose(graph.agents)
         create = m.CreateTask(
             user_id=q.user_id,
             task_type=q.task_type,
@@ -130,7 +131,8 @@ class GatewayMachine:
             agents=graph.agents,
             priority=graph.priority,
             claimant=self.address,
-            region=self._placement.choose(graph.agents),
+            region=region,
+            owner=owner,
         )
         return self._ask(create, Waiting(e.sender, e.ref, q.notify, graph.agents), now)
 
@@ -348,7 +350,7 @@ class GatewayMachine:
         """The store says so, or a region that has learned of it: who watches is told by the store."""
         self.counters[q.state] += 1
         if e.sender == m.STORE:
-            return [*self._announce(q), *self._placement.ended(q.region, now)]
+            return [*self._announce(q), *self._placement.ended(q.owner, now)]
         out = self._recheck(q.task_id, now) if q.task_id in self._watchers else []
         return out + self._placement.ended(e.sender, now)
 

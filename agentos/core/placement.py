@@ -10,9 +10,9 @@ from collections.abc import Collection
 
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer
-from agentos.core.epoch import Epoch
 from agentos.core.limits import Limits
 from agentos.core.liveness import Liveness
+from agentos.core.rooms import Rooms
 from agentos.core.timers import patience
 
 PAGE = 256
@@ -37,6 +37,28 @@ class Regions(Liveness[m.RegionBeat]):
     an overloaded machine's only region keeps what it has.
     """
 
+    def __init__(self, suspicion_s: float) -> None:
+        super().__init__(suspicion_s)
+        self._rooms: dict[str, Rooms] = {}
+
+    def heard(self, address: str, beat: m.RegionBeat, now: float) -> bool:
+        """Note a heartbeat; return whether the region is new, or was suspected until now."""
+        rooms = self._rooms[address] = Rooms()
+        for proxy in beat.proxies:
+            if proxy.alive:
+                rooms.put(proxy.address, frozenset(proxy.agents), proxy.tasks, proxy.capacity)
+        return super().heard(address, beat, now)
+
+    def rooms(self, region: str) -> Rooms:
+        """A region's proxies, as its last heartbeat says, with what was given since."""
+        return self._rooms[region]
+
+    def forget_silent(self, now: float) -> None:
+        """Drop those that have been suspected for so long that nobody asks after them."""
+        super().forget_silent(now)
+        if len(self) < len(self._rooms):
+            self._rooms = {a: rooms for a, rooms in self._rooms.items() if self.get(a)}
+
     def _one_cause(self, silent: int, living: int) -> bool:
         return silent == living
 
@@ -47,7 +69,7 @@ class Placement:
     Args:
         claimant: the gateway's name in its claims.
         limits: bounds and intervals.
-        balancer: chooses the region for a task.
+        balancer: chooses the region for a task, and for a new one the proxy too.
     """
 
     def __init__(self, claimant: str, limits: Limits, balancer: Balancer) -> None:
@@ -101,13 +123,20 @@ class Placement:
             return "every region that could run it is full"
         return f"no living region offers all of {sorted(agents)}; offered now: {self.offered()}"
 
-    def choose(self, agents: Agents, exclude: str = "") -> str:
-        """A region with room for a task that needs these agents, or "" for none."""
+    def choose(self, agents: Agents) -> tuple[str, str]:
+        """Where a new task that needs these agents goes: a region with room, and a proxy of it.
+
+        What is not there is "". A region that is given a task without an owner finds one.
+        """
         if self._backlog.get(agents):
-            return ""  # behind a backlog a new task waits like the others: the database has order
-        loads = self.capable(agents)
-        loads.pop(exclude, None)
-        return self._give(loads)
+            return "", ""  # behind a backlog a new task waits too: the database has the order
+        region = self._give(self.capable(agents))
+        if not region:
+            return "", ""
+        rooms = self.regions.rooms(region)
+        owner = self._balancer.choose(rooms.for_task(agents)) or ""
+        rooms.add(owner, 1)
+        return region, owner
 
     def _give(self, loads: dict[str, float]) -> str:
         region = self._balancer.choose(loads)
@@ -122,15 +151,17 @@ class Placement:
         """A task is committed, placed at a region or not."""
         if task.region:
             self._by_region[task.region] = self._by_region.get(task.region, 0) + 1
-            return [self._assign(task.task_id, task.epoch, agents, task.region, 0)]
+            return [self._assign(task, agents, 0)]
         self._backlog[agents] = self._backlog.get(agents, 0) + 1
         return []
 
-    def ended(self, region: str, now: float) -> list[m.Send]:
-        """A region has finished a task: there is room for another."""
+    def ended(self, owner: str, now: float) -> list[m.Send]:
+        """A region, or one of its proxies, has finished a task: there is room for another."""
+        region = owner if m.role_of(owner) == "region" else m.region_of(owner)
         peer = self.regions.get(region)
         if peer is not None:
             peer.given -= 1
+            self.regions.rooms(region).add(owner, -1)
             self._by_region[region] = max(0, self._by_region.get(region, 0) - 1)
         return self.pull(now)
 
@@ -178,7 +209,7 @@ class Placement:
             return []
         self.placed += 1
         self._by_region[q.region] = self._by_region.get(q.region, 0) + 1
-        return [self._assign(q.task_id, q.epoch, placing.agents, q.region, q.attempts)]
+        return [self._assign(q, placing.agents, q.attempts)]
 
     def cancelled(self, task_id: int) -> None:
         """It needs no place any more."""
@@ -200,9 +231,15 @@ class Placement:
         return out
 
     @staticmethod
-    def _assign(task_id: int, epoch: Epoch, agents: Agents, region: str, attempts: int) -> m.Send:
-        assign = m.Assign(task_id=task_id, epoch=epoch, agents=agents, attempts=attempts)
-        return m.Send(region, assign)
+    def _assign(task: m.TaskCreated | m.Claimed, agents: Agents, attempts: int) -> m.Send:
+        assign = m.Assign(
+            task_id=task.task_id,
+            epoch=task.epoch,
+            agents=agents,
+            attempts=attempts,
+            owner=task.owner,
+        )
+        return m.Send(task.region, assign)
 
     # -- the sweeper ---------------------------------------------------------------------------
 

@@ -206,14 +206,17 @@ class Database(Protocol):
         priority: int = 0,
         claimant: str = "",
         region: str = "",
+        owner: str = "",
     ) -> m.TaskCreated:
         """Insert a task and its request document at epoch (0, 0), or (1, 0) with a `region`.
 
+        With an `owner` too it is running, at (1, 1): as a global and a regional claim leave it.
         With a `key` that this user has used for the same type and description: that task, with
         `created` false.
 
         Raises:
             KeyConflict: the key was used for another one.
+            LocalProtocolError: an owner without a region.
         """
         ...
 

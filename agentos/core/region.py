@@ -93,8 +93,20 @@ class RegionMachine:
         if held is not None and (held.epoch.global_epoch >= q.epoch.global_epoch):
             return []
         self._forget(q.task_id)
+        if q.owner and self._proxies.get(q.owner) is None:
+            return []  # it may run already, at a proxy that is alive: the sweep looks once more
         self._tasks.put(q.task_id, Holding(q.epoch, q.agents, q.attempts, since=now))
-        return self._claim_for(q.task_id, now)
+        return self._owned(q.task_id, q.owner, now)
+
+    def _owned(self, task_id: int, owner: str, now: float) -> list[m.Send]:
+        """A task is a proxy's, as the database has it. Whether it knows, its heartbeats tell."""
+        task = self._tasks[task_id]
+        if task.widowed or not self._proxies.alive(owner):
+            return self._claim_for(task_id, now, (owner,), lost=bool(owner))
+        self._tasks.own(task_id, owner)
+        if self._draining:
+            return [m.Send(owner, m.Yield(task_id=task_id, epoch=task.epoch))]
+        return task.introduce(task_id)
 
     def _claim_for(
         self, task_id: int, now: float, avoid: Collection[str] = (), *, lost: bool = False
@@ -159,17 +171,7 @@ class RegionMachine:
         if not q.granted:
             return self._lost(q, task)
         task.epoch, task.since, task.attempts, task.lost = q.epoch, now, q.attempts, False
-        if self._draining or task.widowed or not self._proxies.alive(q.owner):
-            return self._claim_for(q.task_id, now, (q.owner,), lost=task.widowed)
-        run = m.Run(
-            task_id=q.task_id,
-            epoch=q.epoch,
-            task_description=q.task_description,
-            saved=q.saved,
-            attempts=q.attempts,
-            lost=q.lost,
-        )
-        return [m.Send(q.owner, run), *task.introduce(q.task_id)]
+        return self._owned(q.task_id, q.owner, now)
 
     def _lost(self, q: m.Claimed, task: Holding) -> list[m.Send]:
         """Not ours any more. If it has ended, neither owner nor gateway may have heard."""
@@ -347,13 +349,8 @@ class RegionMachine:
         if task is not None and (task.epoch >= row.epoch or task.claiming):
             return []  # known; or our own claim, committed but not yet answered
         self._forget(row.task_id)
-        task = self._tasks.put(row.task_id, Holding(row.epoch, row.agents, row.attempts, since=now))
-        alive = bool(row.owner) and self._proxies.alive(row.owner)
-        peer = self._proxies.get(row.owner)
-        if alive and peer is not None and m.Held(row.task_id, row.epoch) in peer.beat.claims:
-            self._tasks.own(row.task_id, row.owner)
-            return []
-        return self._claim_for(row.task_id, now, lost=bool(row.owner) and not alive)
+        self._tasks.put(row.task_id, Holding(row.epoch, row.agents, row.attempts, since=now))
+        return self._owned(row.task_id, row.owner, now)
 
     def _disown(self) -> list[m.Send]:
         """Claims that the database does not list as ours, twice in a row: they ended, or moved.

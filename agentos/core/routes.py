@@ -49,6 +49,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.TaskCreated, (STORE,), (GATEWAY,)),
         (m.Claim, (GATEWAY, REGION), (STORE,)),
         (m.Claimed, (STORE,), (GATEWAY, REGION)),
+        (m.Run, (STORE,), (PROXY,)),
         (m.Record, (PROXY,), (STORE,)),
         (m.Recorded, (STORE,), (PROXY,)),
         (m.CancelTask, (GATEWAY,), (STORE,)),
@@ -62,7 +63,6 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.RegionBeat, (REGION,), (GATEWAY,)),
         (m.Heard, (GATEWAY, STORE), (STORE, GATEWAY)),
         # region and proxy
-        (m.Run, (REGION,), (PROXY,)),
         (m.Ended, (PROXY, REGION, STORE, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
         (m.Dropped, (PROXY,), (REGION,)),
         (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import msgspec
+
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import (
@@ -113,10 +115,17 @@ class StoreMachine:
         return [m.Send(a, news) for a in self._gateways if a != but]
 
     def _answers(self, envelope: m.Envelope, answer: m.Message) -> list[m.Send]:
-        return [
-            m.Send(envelope.sender, answer, envelope.ref),
-            *self._announce(envelope.sender, envelope.message, answer),
-        ]
+        """The answer, and after it what others are told of the same commit."""
+        q = envelope.message
+        if isinstance(answer, m.Claimed) and answer.granted and answer.owner:
+            news = [_run(answer, answer.task_description)]
+            answer = msgspec.structs.replace(answer, task_description="")
+        elif isinstance(answer, m.TaskCreated) and answer.created and answer.owner:
+            assert isinstance(q, m.CreateTask), f"task {answer.task_id} was created by {q}"
+            news = [_run(answer, q.task_description)]
+        else:
+            news = self._announce(envelope.sender, q, answer)
+        return [m.Send(envelope.sender, answer, envelope.ref), *news]
 
     def _announce(self, sender: str, q: m.Message | m.Sealed, answer: m.Message) -> list[m.Send]:
         """An end goes to every gateway at once, with the commit: any may have who waits for it."""
@@ -131,7 +140,7 @@ class StoreMachine:
                 state=end.state,
                 response=end.response,
                 error=end.error,
-                region=m.region_of(sender),
+                owner=sender,
             )
             return self._to_gateways(ended)
         if isinstance(answer, m.Cancelled) and answer.state == "cancelled":
@@ -149,6 +158,7 @@ class StoreMachine:
             priority=q.priority,
             claimant=q.claimant,
             region=q.region,
+            owner=q.owner,
         )
 
     def _claim(self, q: m.Claim) -> m.Claimed:
@@ -227,6 +237,22 @@ class StoreMachine:
         return m.TaskList(tasks=tuple(tasks))
 
 
+def _run(given: m.Claimed | m.TaskCreated, task_description: str) -> m.Send:
+    """A task goes to its owner with the commit that made it so, past those who chose the owner."""
+    saved, attempts, lost = 0, 0, ""
+    if isinstance(given, m.Claimed):
+        saved, attempts, lost = given.saved, given.attempts, given.lost
+    run = m.Run(
+        task_id=given.task_id,
+        epoch=given.epoch,
+        task_description=task_description,
+        saved=saved,
+        attempts=attempts,
+        lost=lost,
+    )
+    return m.Send(given.owner, run)
+
+
 def _check_claimant(q: m.Message | m.Sealed, sender: str) -> None:
     """Nobody claims for another: a region gives its own tasks to its own proxies, no more.
 
@@ -236,7 +262,9 @@ def _check_claimant(q: m.Message | m.Sealed, sender: str) -> None:
     if not isinstance(q, m.Claim | m.CreateTask):
         return
     own = q.claimant == sender
-    if isinstance(q, m.Claim):
+    if isinstance(q, m.CreateTask):
+        own = own and (not q.owner or m.region_of(q.owner) == q.region)
+    else:
         scope = "global" if m.role_of(sender) == "gateway" else "regional"
         own = own and q.scope == scope
         if scope == "regional":

@@ -149,7 +149,7 @@ class Behaviour:
         entry = Entry(task, graph_of(question.task_description), {}, {})
         self.ledger.tasks[task.task_id] = entry
         if task.region:
-            entry.issued[task.epoch] = (question.claimant, task.region, "")
+            entry.issued[task.epoch] = (question.claimant, task.region, task.owner)
         else:
             self._world.note("backlog_wait")
 

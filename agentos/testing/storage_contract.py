@@ -32,6 +32,7 @@ from agentos.testing.storage_fence_contract import ClaimContract, FenceContract,
 from agentos.testing.storage_steps import (
     NO_TASK,
     OTHER_REGION,
+    OWNER,
     REGION,
     Fixture,
     claim_global,
@@ -117,7 +118,12 @@ class TaskContract(Fixture):
         """A new task is accepted at epoch (0, 0) and belongs to nobody."""
         created = database.create_task(7, "graph", '{"a": 1}', agents=["x", "ä"], priority=3)
         assert created == m.TaskCreated(
-            task_id=created.task_id, created=True, state="accepted", epoch=Epoch(), region=""
+            task_id=created.task_id,
+            created=True,
+            state="accepted",
+            epoch=Epoch(),
+            region="",
+            owner="",
         )
         task = info(database, created.task_id)
         assert (task.user_id, task.task_type, task.state) == (7, "graph", "accepted")
@@ -135,6 +141,33 @@ class TaskContract(Fixture):
         assert not claim_global(database, task_id, Epoch(0, 0), claimant="gateway/2").granted
         assert info(database, task_id).epoch == Epoch(1, 0)
 
+    def test_create_with_an_owner_is_also_the_first_two_claims(self, database: Database) -> None:
+        """A task created for a proxy is its own at once: only it writes, until somebody claims."""
+        created = database.create_task(
+            0, "graph", "{}", claimant="gateway", region=REGION, owner=OWNER
+        )
+        task_id, epoch = created.task_id, Epoch(1, 1)
+        assert (created.epoch, created.owner, created.state) == (epoch, OWNER, "running")
+        task = info(database, task_id)
+        assert (task.epoch, task.region, task.owner) == (epoch, REGION, OWNER)
+        assert (task.state, task.attempts) == ("running", 0)
+        assert (
+            database.record(task_id, epoch, [m.Row("a", "1")], None, writer=OWNER).outcome
+            == "applied"
+        )
+        assert not claim_regional(database, task_id, Epoch(1, 0)).granted
+        assert claim_regional(database, task_id, epoch, lost=True).epoch == Epoch(1, 2)
+        assert (
+            database.record(task_id, epoch, [m.Row("b", "1")], None, writer=OWNER).outcome
+            == "stale"
+        )
+
+    def test_an_owner_needs_a_region(self, database: Database) -> None:
+        """A proxy belongs to a region: without one nothing is created."""
+        with pytest.raises(LocalProtocolError, match=OWNER):
+            database.create_task(0, "graph", "{}", claimant="gateway", owner=OWNER)
+        assert database.list_tasks() == []
+
     def test_description_is_kept_as_text(self, database: Database) -> None:
         """Key order, large integers, duplicate keys and blanks of a description survive."""
         text = '{"b":1, "a": 18446744073709551617,\n "a": 1.0, "s": ' + repr(EVERY_CHARACTER) + "}"
@@ -148,7 +181,12 @@ class TaskContract(Fixture):
         end(database, task_id, epoch)
         again = database.create_task(0, "graph", "{}", key="once", region=OTHER_REGION)
         assert again == m.TaskCreated(
-            task_id=task_id, created=False, state="succeeded", epoch=epoch, region=REGION
+            task_id=task_id,
+            created=False,
+            state="succeeded",
+            epoch=epoch,
+            region=REGION,
+            owner=OWNER,
         )
         assert len(database.list_tasks()) == 1
 

@@ -55,17 +55,15 @@ STEP_BUDGET_US: Mapping[str, float] = {
 }
 """The same 600 µs by what is done."""
 MESSAGE_BUDGET_US: Mapping[str, float] = {
-    "submit": 30,
+    "submit": 40,
     "create_task": 35,
     "task_created": 4,
     "submitted": 4,
     "assign": 9,
-    "claim": 30,
-    "claimed": 10,
-    "run": 33,
+    "run": 48,
     "call_result": 30,
     "record": 60,
-    "recorded": 28,
+    "recorded": 43,
     "ended": 12,
 }
 """What opening, deciding and writing may take of it, by message."""

@@ -31,8 +31,8 @@ STEPS: Mapping[str, str] = {
 BODY = ("open", "handle", "write")
 """The steps that are known by kind of message."""
 LIFE = (
-    *("submit", "create_task", "task_created", "submitted", "assign", "claim", "claimed", "run"),
-    *("started", "invoke", "call_result", "record", "recorded", "ended"),
+    *("submit", "create_task", "task_created", "submitted", "assign", "run"),
+    *("invoke", "call_result", "record", "recorded", "ended"),
 )
 """The messages of one task's life in the order in which they first come; others follow."""
 NOTABLE_US = 2.0

@@ -227,6 +227,22 @@ MUTANTS = (
         "                    self._sweep = self._sweep.next(self._incarnation, now)\n                    out += self._find(0)\n",
         "                    pass\n",
     ),
+    Mutant(
+        "a task's owner is alive, or it is replaced",
+        "a region leaves a task with an owner that it knows to be dead",
+        "agentos/core/region.py",
+        "        if task.widowed or not self._proxies.alive(owner):",
+        "        if task.widowed or not owner:",
+        "tests/test_region.py",
+    ),
+    Mutant(
+        "nobody claims for another",
+        "a new task may be given to a proxy of another region",
+        "agentos/core/store.py",
+        "own and (not q.owner or m.region_of(q.owner) == q.region)",
+        "own",
+        "tests/test_store_machine.py",
+    ),
     # -- time ------------------------------------------------------------------------------------
     Mutant(
         "liveness on the monotonic clock",

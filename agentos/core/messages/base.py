@@ -134,6 +134,7 @@ class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     alive: bool
     tasks: Count
     calls: Count
+    capacity: Count
     agents: tuple[Label, ...]
 
 

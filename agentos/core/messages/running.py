@@ -28,12 +28,16 @@ from agentos.core.messages.base import (
 
 
 class Assign(Message, frozen=True, kw_only=True):
-    """The gateway has claimed this task for the region. `attempts`: owners it has lost in a row."""
+    """The gateway has claimed this task for the region, or for a proxy of it, the `owner`.
+
+    `attempts`: owners it has lost in a row.
+    """
 
     task_id: TaskId
     epoch: Epoch
     agents: tuple[Label, ...]
     attempts: Count = 0
+    owner: Address = ""
 
 
 class Declined(Message, frozen=True, kw_only=True):
@@ -72,9 +76,10 @@ class Heard(Message, frozen=True, kw_only=True):
 
 
 class Run(Message, frozen=True, kw_only=True):
-    """The region has claimed this task for the proxy, under this epoch. `saved`: rows to read first.
+    """The task is the proxy's, under this epoch: from the store, with the commit that made it so.
 
-    `attempts` and `lost` are `Claimed`'s: after `limits.max_attempts` the task fails unrun.
+    `saved`: rows to read first. `attempts` and `lost` are `Claimed`'s: after `limits.max_attempts`
+    the task fails unrun.
     """
 
     task_id: TaskId
@@ -97,7 +102,7 @@ class Ended(Message, frozen=True, kw_only=True):
     state: State
     response: Json = ""
     error: str = ""
-    region: Address = ""
+    owner: Address = ""
     """Whose task it was."""
 
 

@@ -27,7 +27,10 @@ from agentos.core.messages.base import (
 
 
 class CreateTask(Message, frozen=True, kw_only=True):
-    """Commit a task; with a `region`, also the gateway's first claim, in the same transaction."""
+    """Commit a task; with a `region`, also the gateway's first claim, in the same transaction.
+
+    With an `owner` too, one of the region's proxies, as if the region had claimed it next.
+    """
 
     user_id: UserId
     task_type: str
@@ -37,6 +40,7 @@ class CreateTask(Message, frozen=True, kw_only=True):
     priority: int
     claimant: Address
     region: Address = ""
+    owner: Address = ""
 
 
 class TaskCreated(Message, frozen=True, kw_only=True):
@@ -47,6 +51,7 @@ class TaskCreated(Message, frozen=True, kw_only=True):
     state: State
     epoch: Epoch
     region: Address
+    owner: Address
 
 
 class Claim(Message, frozen=True, kw_only=True):
@@ -69,9 +74,9 @@ class Claim(Message, frozen=True, kw_only=True):
 class Claimed(Message, frozen=True, kw_only=True):
     """The answer to a claim. When it was not granted, `epoch`, `region` and `owner` are the row's.
 
-    `saved` counts the progress rows; `task_description` comes only with a granted regional claim.
-    `attempts` counts the owners that were lost in a row without a saved row between, and `lost`
-    names them.
+    `saved` counts the progress rows; `task_description`, with a granted regional claim, is for the
+    owner, whom the store tells (`Run`), and goes no further. `attempts` counts the owners that were
+    lost in a row without a saved row between, and `lost` names them.
     """
 
     task_id: TaskId
