@@ -56,8 +56,8 @@ class Part(NamedTuple):
 PARTS: Mapping[str, Part] = {
     "speed": Part(speed.measure, 0, 28),
     "overhead": Part(overhead.measure, 1, 24),
-    "finished": Part(finished.measure, 3, 7, 40),
-    "proxies": Part(many.proxies, 0, 45),
+    "finished": Part(finished.measure, 5, 5, 40),
+    "proxies": Part(many.proxies, 45, 12),
     "backlog": Part(many.backlog, 5, 0, 90),
     "idle": Part(many.idle, 15, 8),
     "idle-embedded": Part(many.idle_embedded, 3, 8),

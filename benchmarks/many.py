@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, contextmanager, nullcontext
 
 from agentos import AsyncClient
 from benchmarks import clusters, job, standins
@@ -19,6 +20,8 @@ OTHER = "other"
 """An agent that no task of the job needs."""
 SPREAD = 64
 """Tasks in flight: few enough that the two cores of a small machine can run 1,000 proxies too."""
+TURNS = (*("few", "idle", "capable"), *("capable", "idle", "few"), *("few", "capable", "idle"))
+"""A run. The speed of a machine drifts in less time than a thousand proxies need to start."""
 WINDOW = 1_000
 """Submissions on their way at a time."""
 COUNTED_S = 30.0
@@ -29,27 +32,23 @@ IDLE_LIMIT = at_most(2)
 
 
 def proxies(settings: Settings) -> list[Figure]:
-    """The job on 4 proxies, and on 4 of many, in turn."""
+    """The job on 4 proxies, on 4 of many, and on many: three clusters at once, one after another."""
     many = settings.size(24, 1_000)
-    tasks = settings.size(200, 2_000)
-
-    def once() -> dict[str, float]:
-        values: dict[str, float] = {}
+    with ExitStack() as stack:
+        ups: dict[str, Up] = {}
         for name, agent in (("few", ""), ("idle", OTHER), ("capable", "echo")):
-            with _connected(agent, many - FEW.total) as up:
-                total = many if agent else FEW.total
-                found = asyncio.run(_cost(up, total, tasks, settings))
-            values |= {f"{name} {what}": value for what, value in found.items()}
-        return values
-
-    found = settings.repeat(f"{FEW.total} and {many:,} connected proxies", once)
+            settings.tell(f"starting clusters of {FEW.total} and {many:,} proxies", 0)
+            ups[name] = stack.enter_context(_connected(agent, many - FEW.total))
+        found = settings.repeat(
+            f"{FEW.total} and {many:,} connected proxies",
+            lambda: asyncio.run(_costs(ups, many, settings)),
+        )
 
     def more(what: str, name: str) -> list[float]:
         pairs = zip(found[f"{name} {what}"], found[f"few {what}"], strict=True)
         return [100 * (with_many / with_few - 1) for with_many, with_few in pairs]
 
     here = f"from {FEW.total} to {many:,} connected proxies"
-    beats = [100 * share for share in found["idle beats"]]
     return [
         Figure(
             "proxies",
@@ -67,7 +66,12 @@ def proxies(settings: Settings) -> list[Figure]:
             more("core", "capable"),
             at_most(10),
         ),
-        Figure("proxies", f"heartbeats of {many:,} proxies: region and gateway", "% CPU", beats),
+        Figure(
+            "proxies",
+            f"heartbeats of {many:,} proxies: region and gateway",
+            "% CPU",
+            [100 * share for share in found["beats"]],
+        ),
     ]
 
 
@@ -81,23 +85,39 @@ def _connected(agent: str, more: int) -> Iterator[Up]:
             yield up
 
 
-async def _cost(up: Up, proxies: int, tasks: int, settings: Settings) -> dict[str, float]:
-    """Microseconds of CPU of a task, of gateway and region (`core`) and of all; idle CPU's share."""
-    async with up.client() as client:
-        await job.until_ready(client, proxies)
-        await job.throughput(client, 200, in_flight=SPREAD)
-        idle_s = settings.size(1.0, 5.0)
-        idle = {"core": up.cpu_s("gateway", "region"), "all": clusters.all_cpu_s(up)}
+async def _costs(ups: Mapping[str, Up], many: int, settings: Settings) -> dict[str, float]:
+    """Microseconds of CPU of a task on each cluster, of gateway and region (`core`) and of all.
+
+    And of the cluster whose proxies have nothing to do, the share of a core that they take.
+    """
+    tasks, idle_s = settings.size((100, 1.0), (500, 5.0))
+    async with AsyncExitStack() as stack:
+        clients = {n: await stack.enter_async_context(up.client()) for n, up in ups.items()}
+        for name, client in clients.items():
+            await job.until_ready(client, FEW.total if name == "few" else many)
+            await job.throughput(client, 200, in_flight=SPREAD)
+        before = {name: _used_s(up) for name, up in ups.items()}
         await asyncio.sleep(idle_s)
-        core, every = up.cpu_s("gateway", "region"), clusters.all_cpu_s(up)
-        rates = {"core": (core - idle["core"]) / idle_s, "all": (every - idle["all"]) / idle_s}
-        seconds = tasks / await job.throughput(client, tasks, in_flight=SPREAD)
-        used = {
-            "core": up.cpu_s("gateway", "region") - core - rates["core"] * seconds,
-            "all": clusters.all_cpu_s(up) - every - rates["all"] * seconds,
+        rates = {
+            name: {
+                what: (cpu_s - before[name][what]) / idle_s for what, cpu_s in _used_s(up).items()
+            }
+            for name, up in ups.items()
         }
-        costs = {name: 1e6 * cpu_s / tasks for name, cpu_s in used.items()}
-        return costs | {"beats": rates["core"]}
+        spent: defaultdict[str, float] = defaultdict(float)
+        for name in TURNS:
+            start = _used_s(ups[name])
+            seconds = tasks / await job.throughput(clients[name], tasks, in_flight=SPREAD)
+            for what, cpu_s in _used_s(ups[name]).items():
+                spent[f"{name} {what}"] += cpu_s - start[what] - rates[name][what] * seconds
+    measured = tasks * len(TURNS) / len(ups)
+    costs = {what: 1e6 * cpu_s / measured for what, cpu_s in spent.items()}
+    return costs | {"beats": rates["idle"]["core"]}
+
+
+def _used_s(up: Up) -> dict[str, float]:
+    """CPU seconds so far."""
+    return {"core": up.cpu_s("gateway", "region"), "all": clusters.all_cpu_s(up)}
 
 
 def idle(settings: Settings) -> list[Figure]:
