@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -50,15 +51,22 @@ def placement(*proxies: m.ProxyInfo) -> Placement:
 
 def test_a_new_task_goes_to_the_proxy_with_the_fewest() -> None:
     """What was given since the heartbeat counts, and what has ended since no longer does."""
-    placed = placement(proxy(P0, 1), proxy(P1, 3))
-    owners = [placed.choose(("echo",)) for _ in range(3)]
-    assert owners.count((R0, P0)) >= 2
-    placed = placement(proxy(P0, 1), proxy(P1, 1))
-    for _ in range(4):
-        placed.choose(("echo",))
+    placed = placement(proxy(P0, 1), proxy(P1, 2))
+    assert [placed.choose(("echo",))[1] for _ in range(4)] == [P0, P0, P1, P0]
     for _ in range(2):
         placed.ended(P1, 0.0)
-    assert [placed.choose(("echo",)) for _ in range(2)] == [(R0, P1)] * 2
+    assert [placed.choose(("echo",))[1] for _ in range(2)] == [P1, P1]
+
+
+def test_a_region_that_is_forgotten_leaves_nothing() -> None:
+    """Its proxies go with it."""
+    placed = placement(proxy(P0))
+    for now in range(400):
+        placed.regions.newly_suspected(now)
+        placed.regions.forget_silent(now)
+    assert placed.regions.get(R0) is None
+    with pytest.raises(KeyError):
+        placed.regions.rooms(R0)
 
 
 def test_who_offers_its_agents_is_asked_first() -> None:

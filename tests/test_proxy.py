@@ -404,3 +404,13 @@ def test_state_of_sees_everything() -> None:
     tell(machine, OTHER, result(call, OTHER))
     assert state_of(machine) != before
     assert ME in SENDERS
+
+
+def test_a_claim_for_the_process_before_it_is_not_its_own() -> None:
+    """A repeated claim may be granted when its owner's name is another process's: one runs it."""
+    machine = proxy()
+    late = msgspec.structs.replace(run(), incarnation="0")
+    assert tell(machine, "store", late) == []
+    assert kinds(tell(machine, "store", msgspec.structs.replace(run(), incarnation="1"))) == [
+        (REGION, m.Place)
+    ]

@@ -125,7 +125,8 @@ def test_new_rows_of_many_tasks_are_one_statement() -> None:
     ]  # fmt: skip
 
 
-GATEWAY = "gateway/a"
+GATEWAY, NEWCOMER = "gateway/a", "proxy/a/9"
+"""The owner of new tasks writes nothing in the turn that creates them: it has yet to be told."""
 SENT = st.one_of(
     st.tuples(WRITERS.filter(bool), RECORDS | FRESH),
     st.tuples(WRITERS.filter(bool), FRESH),
@@ -144,7 +145,7 @@ SENT = st.one_of(
         lambda key, owner: m.CreateTask(
             user_id=1, task_type="graph", task_description="{}", key=key,
             agents=(), priority=0, claimant=GATEWAY, region=REGION, owner=owner),
-        st.sampled_from(["k", "l"]), st.sampled_from(["", OWNER]),
+        st.sampled_from(["k", "l"]), st.sampled_from(["", NEWCOMER]),
     )),
 )  # fmt: skip
 

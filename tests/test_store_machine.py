@@ -296,6 +296,8 @@ def test_nobody_writes_for_another() -> None:
         ("gateway/a", {}),
         ("region/r0", {"scope": "global"}),
         ("region/r0", {"owner": "proxy/r1/0"}),
+        ("region/r0", {"owner": "client/r0/0"}),
+        ("region/r0", {"owner": ""}),
         ("region/r0", {"region": "region/r1"}),
     ],
 )
@@ -311,7 +313,8 @@ def test_nobody_claims_for_another(sender: str, changes: dict[str, str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("region", "owner"), [("region/r1", OWNER), ("region/r0", "proxy/r1/0"), ("", OWNER)]
+    ("region", "owner"),
+    [("region/r1", OWNER), ("region/r0", "proxy/r1/0"), ("region/r0", "client/r0/0"), ("", OWNER)],
 )
 def test_nobody_creates_a_task_for_a_stranger(region: str, owner: str) -> None:
     """A new task's owner is a proxy of the region that it is placed at: else there is no task."""

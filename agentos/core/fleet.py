@@ -117,6 +117,16 @@ class Fleet(Liveness[m.ProxyBeat]):
         """Living proxies with room for a task of these agents, with the tasks that each owns."""
         return self._rooms.for_task(agents)
 
+    def gives_back(self, address: str, claim: m.Held) -> bool:
+        """Whether a proxy is stopping, and does not hold this claim: it will not, either."""
+        peer = self.get(address)
+        return peer is not None and not peer.beat.capacity and claim not in peer.beat.claims
+
+    def incarnation(self, address: str) -> str:
+        """Which of the processes that have had this name is alive; "" if none is known."""
+        peer = self.get(address)
+        return peer.beat.incarnation if peer is not None else ""
+
     def loads(self, agent: str) -> Mapping[str, float]:
         """Proxies that offer an agent, with the calls that each has, as a share of its slots."""
         return self._loads.get(agent, {})

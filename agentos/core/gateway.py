@@ -53,7 +53,7 @@ class GatewayMachine:
         address: its own, like `gateway/a`: tells gateways on one database apart.
         incarnation: differs at every start, so that no answer to an earlier one is taken for ours.
         limits: bounds and intervals.
-        balancer: chooses the region for a task.
+        balancer: chooses the region for a task, and for a new one the proxy too.
     """
 
     def __init__(

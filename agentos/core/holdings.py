@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
 from agentos.core import messages as m
@@ -9,7 +10,7 @@ from agentos.core.epoch import Epoch
 from agentos.core.floors import Floors
 
 REMEMBERED = 8_192
-"""Stops that are remembered, so that a call that was on its way meets them."""
+"""Stops and early ends that are remembered, so that what was on its way meets them."""
 
 
 class Holding:
@@ -45,6 +46,19 @@ class Holding:
         """How often the claim was repeated."""
         self.since = since
         self.watchers: dict[str, None] = {} if watchers is None else watchers
+
+    def claim_for(self, task_id: int, region: str, owner: str, incarnation: str) -> None:
+        """Have the claim that makes it this proxy's."""
+        self.claim = m.Claim(
+            task_id=task_id,
+            expected=self.epoch,
+            scope="regional",
+            claimant=region,
+            region=region,
+            owner=owner,
+            incarnation=incarnation,
+            lost=self.lost,
+        )
 
     def awaits(self, q: m.Claimed) -> bool:
         """Whether this can be the answer to the claim under way, and not to one before it."""
@@ -121,6 +135,7 @@ class Holdings:
         self._of: dict[str, dict[int, Holding]] = {}
         self._owns = owns
         self._stops = Floors(REMEMBERED)
+        self._ended: OrderedDict[int, tuple[Epoch, str]] = OrderedDict()
         self._trial: tuple[int, float] = (0, 0.0)
         """The task that was last let run although it must not lose another owner, and until when."""
 
@@ -184,6 +199,17 @@ class Holdings:
         task = self._tasks.pop(task_id, None)
         if task is not None:
             self._own(task_id, task, "")
+
+    def ended(self, task_id: int, epoch: Epoch, owner: str) -> None:
+        """Remember an end of which we hear before we hear of the task."""
+        self._ended[task_id] = epoch, owner
+        if len(self._ended) > REMEMBERED:
+            self._ended.popitem(last=False)
+
+    def is_over(self, task_id: int, epoch: Epoch, owner: str) -> bool:
+        """Whether a claim of which we hear now has been replaced already, or has ended."""
+        ended = self._ended.pop(task_id, None) == (epoch, owner)
+        return ended or self.newest(task_id) > epoch
 
     def stopped(self, task_id: int, epoch: Epoch) -> None:
         """Remember that everything older than this epoch has to stop."""

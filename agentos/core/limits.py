@@ -50,7 +50,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     # -- the wire --------------------------------------------------------------------------------
     max_frame_bytes: int = 8 * 1024 * 1024
-    """Larger frames are refused by the socket itself (ZMQ_MAXMSGSIZE): room for a claim's answer."""
+    """Larger frames are refused by the socket itself (ZMQ_MAXMSGSIZE): room for a task's description."""
     max_depth: int = MAX_DEPTH
     """JSON nesting: orjson reads 1,024 levels but writes 254; 64 is more than a graph can use."""
     high_water_mark: int = 10_000

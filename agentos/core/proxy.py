@@ -149,7 +149,8 @@ class ProxyMachine:
 
     def _run(self, run: m.Run, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
         held = self._held(run.task_id)
-        if held is not None and held >= run.epoch:
+        another = run.incarnation not in {"", self._incarnation}  # had our name before us
+        if another or (held is not None and held >= run.epoch):
             return []
         if run.epoch < self._floors.of(run.task_id):
             return [self._dropped(run.task_id, run.epoch, "this claim is over")]

@@ -23,7 +23,7 @@ SOON = 0.1
 
 
 class RegionMachine:
-    """Claims each task that the gateway assigns for one of its proxies, and keeps it owned.
+    """Has each task that the gateway assigns owned by one of its proxies, and keeps it owned.
 
     Args:
         address: like `region/eu`.
@@ -92,6 +92,8 @@ class RegionMachine:
         held = self._tasks.get(q.task_id)
         if held is not None and (held.epoch.global_epoch >= q.epoch.global_epoch):
             return []
+        if self._tasks.is_over(q.task_id, q.epoch, q.owner):
+            return []  # it has overtaken the news of its task
         self._forget(q.task_id)
         if q.owner and self._proxies.get(q.owner) is None:
             return []  # it may run already, at a proxy that is alive: the sweep looks once more
@@ -103,6 +105,8 @@ class RegionMachine:
         task = self._tasks[task_id]
         if task.widowed or not self._proxies.alive(owner):
             return self._claim_for(task_id, now, (owner,), lost=bool(owner))
+        if self._proxies.gives_back(owner, m.Held(task_id, task.epoch)) and not self._draining:
+            return self._claim_for(task_id, now, (owner,))
         self._tasks.own(task_id, owner)
         if self._draining:
             return [m.Send(owner, m.Yield(task_id=task_id, epoch=task.epoch))]
@@ -131,15 +135,7 @@ class RegionMachine:
             self._timers.set((task_id, CLAIM), now + limits.heartbeat_s)
             return []
         self._tasks.own(task_id, owner)
-        task.claim = m.Claim(
-            task_id=task_id,
-            expected=task.epoch,
-            scope="regional",
-            claimant=self.address,
-            region=self.address,
-            owner=owner,
-            lost=task.lost,
-        )
+        task.claim_for(task_id, self.address, owner, self._proxies.incarnation(owner))
         return self._send_claim(task_id, now)
 
     def _choose_owner(self, agents: Collection[str], avoid: Collection[str]) -> str | None:
@@ -193,7 +189,9 @@ class RegionMachine:
     def _ended(self, q: m.Ended, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
         """Its owner has ended it: there is room. The gateway hears of it from the store."""
         task = self._tasks.get(q.task_id)
-        if task is not None and task.epoch == q.epoch and task.owner == sender:
+        if task is None:
+            self._tasks.ended(q.task_id, q.epoch, sender)
+        elif task.owner == sender and (task.epoch == q.epoch or task.claiming):
             self._forget(q.task_id)
         return []
 
@@ -249,11 +247,13 @@ class RegionMachine:
             if newest > epoch:
                 out.append(m.Send(sender, m.Stop(task_id=task_id, epoch=newest)))
         for task_id, task in self._tasks.of(sender):
-            quiet = not task.claiming and now - task.since > self._limits.resend_s
-            if not quiet or held.get(task_id) == task.epoch:
-                continue
-            # It never heard of the task, or has ended it: the claim's answer says which.
-            out += self._send_claim(task_id, now) if task.claim else self._claim_for(task_id, now)
+            if held.get(task_id) == task.epoch:
+                if self._draining:  # the first time it may have overtaken the task itself
+                    out.append(m.Send(sender, m.Yield(task_id=task_id, epoch=task.epoch)))
+            elif not task.claiming and now - task.since > self._limits.resend_s:
+                # It never heard of the task, or has ended it: the claim's answer says which.
+                again = task.claim is not None
+                out += self._send_claim(task_id, now) if again else self._claim_for(task_id, now)
         if news:  # a thousand that come together are one report, not a thousand long ones
             soon = self._reported_at + SOON * self._limits.heartbeat_s
             self._timers.set(BEAT, max(now, soon))

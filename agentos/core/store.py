@@ -118,7 +118,8 @@ class StoreMachine:
         """The answer, and after it what others are told of the same commit."""
         q = envelope.message
         if isinstance(answer, m.Claimed) and answer.granted and answer.owner:
-            news = [_run(answer, answer.task_description)]
+            assert isinstance(q, m.Claim), f"task {answer.task_id} was claimed by {q}"
+            news = [_run(answer, answer.task_description, q.incarnation)]
             answer = msgspec.structs.replace(answer, task_description="")
         elif isinstance(answer, m.TaskCreated) and answer.created and answer.owner:
             assert isinstance(q, m.CreateTask), f"task {answer.task_id} was created by {q}"
@@ -237,8 +238,12 @@ class StoreMachine:
         return m.TaskList(tasks=tuple(tasks))
 
 
-def _run(given: m.Claimed | m.TaskCreated, task_description: str) -> m.Send:
-    """A task goes to its owner with the commit that made it so, past those who chose the owner."""
+def _run(given: m.Claimed | m.TaskCreated, task_description: str, incarnation: str = "") -> m.Send:
+    """A task goes to its owner with the commit that made it so, past those who chose the owner.
+
+    Of a new task the owner is told once. A claim may be repeated, and granted again: what it is
+    told then is only for the process that the claim was for.
+    """
     saved, attempts, lost = 0, 0, ""
     if isinstance(given, m.Claimed):
         saved, attempts, lost = given.saved, given.attempts, given.lost
@@ -247,6 +252,7 @@ def _run(given: m.Claimed | m.TaskCreated, task_description: str) -> m.Send:
         epoch=given.epoch,
         task_description=task_description,
         saved=saved,
+        incarnation=incarnation,
         attempts=attempts,
         lost=lost,
     )
@@ -261,13 +267,13 @@ def _check_claimant(q: m.Message | m.Sealed, sender: str) -> None:
     """
     if not isinstance(q, m.Claim | m.CreateTask):
         return
+    proxy_there = m.role_of(q.owner) == "proxy" and m.region_of(q.owner) == q.region
     own = q.claimant == sender
     if isinstance(q, m.CreateTask):
-        own = own and (not q.owner or m.region_of(q.owner) == q.region)
+        own = own and (not q.owner or proxy_there)
+    elif m.role_of(sender) == "gateway":
+        own = own and q.scope == "global"
     else:
-        scope = "global" if m.role_of(sender) == "gateway" else "regional"
-        own = own and q.scope == scope
-        if scope == "regional":
-            own = own and q.region == sender and m.region_of(q.owner) == sender
+        own = own and q.scope == "regional" and q.region == sender and proxy_there
     if not own:
         raise NotTheOwner(f"{sender!r} may not claim this as {q.claimant!r}")

@@ -326,6 +326,13 @@ class Behaviour:
     def _may_start(self, process: Process, call: m.Call, cause: m.Message) -> None:
         if call.owner != process.address:
             return
+        entry = self.ledger.get(call.task_id)
+        if (
+            entry
+            and entry.started.setdefault(call.epoch, process.incarnation) < process.incarnation
+        ):
+            text = f"{process.address}, started anew, starts {call.row} of task {call.task_id}"
+            _broken("one_process_for_each_epoch", f"{text} under {call.epoch}, as before")
         sure = self._unsure.get(process.address)
         in_line = isinstance(cause, m.CallResult)  # it had been started: it waited for a slot
         if sure is not None and call.task_id not in sure and not in_line:

@@ -48,6 +48,8 @@ class Entry(msgspec.Struct):
     """Regional claims: one for each owner that it has had."""
     excuses: int = 0
     """Faults that have happened to its messages: each may cost a call."""
+    started: dict[Epoch, int] = msgspec.field(default_factory=dict)
+    """Which process of its owner's name has started calls under each epoch."""
     needs: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """By the row of a call: the rows that must be saved before it starts."""
 

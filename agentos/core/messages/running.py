@@ -79,13 +79,15 @@ class Run(Message, frozen=True, kw_only=True):
     """The task is the proxy's, under this epoch: from the store, with the commit that made it so.
 
     `saved`: rows to read first. `attempts` and `lost` are `Claimed`'s: after `limits.max_attempts`
-    the task fails unrun.
+    the task fails unrun. `incarnation`: whom a claim that may have been repeated was for; a process
+    that was started since under the same name is somebody else.
     """
 
     task_id: TaskId
     epoch: Epoch
     task_description: Json
     saved: Count
+    incarnation: Label = ""
     attempts: Count = 0
     lost: str = ""
 

@@ -58,8 +58,9 @@ class Claim(Message, frozen=True, kw_only=True):
     """Compare-and-set on the task row: if its epoch is `expected`, the next one is the claimant's.
 
     `scope` global: the gateway gives the task to `region` ("" leaves it unplaced). regional: the
-    region, which must be the one that the row names, gives it to the proxy `owner`. `lost`: the
-    owner in the row is taken for dead; how many died in a row, with nothing saved, is counted.
+    region, which must be the one that the row names, gives it to the proxy `owner`, as long as that
+    is still the process of this `incarnation`. `lost`: the owner in the row is taken for dead; how
+    many died in a row, with nothing saved, is counted.
     """
 
     task_id: TaskId
@@ -68,6 +69,7 @@ class Claim(Message, frozen=True, kw_only=True):
     claimant: Address
     region: Address
     owner: Address = ""
+    incarnation: Label = ""
     lost: bool = False
 
 
