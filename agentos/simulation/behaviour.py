@@ -247,6 +247,8 @@ class Behaviour:
             del self._floor[process.address, q.task_id]
         if q.saved:
             self._world.note("resumed_from_saved_rows")
+        if not any(isinstance(send.message, m.Dropped) for send in self._leaving):
+            self._held.add((q.task_id, q.epoch))
 
     def _claimed(self, process: Process, q: m.Claimed) -> None:
         if not q.granted and process.role == "region" and process.address in self._stalled:
@@ -291,7 +293,6 @@ class Behaviour:
 
     def _run(self, process: Process, q: m.Run, to: str, cause: m.Message) -> None:  # noqa: ARG002
         self._was_issued(process, q.task_id, q.epoch, 2, to)
-        self._held.add((q.task_id, q.epoch))
 
     def _was_issued(self, process: Process, task_id: int, epoch: Epoch, who: int, to: str) -> None:
         entry = self.ledger.get(task_id)

@@ -115,6 +115,7 @@ class Chaos:
                 claimant=task.region,
                 region=task.region,
                 owner=task.owner,
+                incarnation="forged",
             )
         process = self._network.processes.get(sender)
         if process is not None and process.alive and not process.paused:
