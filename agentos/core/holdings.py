@@ -70,6 +70,10 @@ class Holding:
         passed = q.epoch > claim.expected or q.region != claim.region
         return passed or (q.state in m.TERMINAL and q.epoch == claim.expected)
 
+    def ask_back(self, task_id: int) -> m.Send:
+        """Have its owner give it back, once what is in flight is saved."""
+        return m.Send(self.owner, m.Yield(task_id=task_id, epoch=self.epoch))
+
     def introduce(self, task_id: int) -> list[m.Send]:
         """Tell who watches of the owner, and the owner of who watches."""
         out = []
@@ -136,6 +140,7 @@ class Holdings:
         self._owns = owns
         self._stops = Floors(REMEMBERED)
         self._ended: OrderedDict[int, tuple[Epoch, str]] = OrderedDict()
+        """Ends of which we heard before we heard of the task: the claim's epoch, and its owner."""
         self._trial: tuple[int, float] = (0, 0.0)
         """The task that was last let run although it must not lose another owner, and until when."""
 

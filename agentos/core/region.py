@@ -93,7 +93,7 @@ class RegionMachine:
         if held is not None and (held.epoch.global_epoch >= q.epoch.global_epoch):
             return []
         if self._tasks.is_over(q.task_id, q.epoch, q.owner):
-            return []  # it has overtaken the news of its task
+            return []  # its end, or what replaced it, has overtaken this
         self._forget(q.task_id)
         if q.owner and self._proxies.get(q.owner) is None:
             return []  # it may run already, at a proxy that is alive: the sweep looks once more
@@ -109,7 +109,7 @@ class RegionMachine:
             return self._claim_for(task_id, now, (owner,))
         self._tasks.own(task_id, owner)
         if self._draining:
-            return [m.Send(owner, m.Yield(task_id=task_id, epoch=task.epoch))]
+            return [task.ask_back(task_id)]
         return task.introduce(task_id)
 
     def _claim_for(
@@ -249,7 +249,7 @@ class RegionMachine:
         for task_id, task in self._tasks.of(sender):
             if held.get(task_id) == task.epoch:
                 if self._draining:  # the first time it may have overtaken the task itself
-                    out.append(m.Send(sender, m.Yield(task_id=task_id, epoch=task.epoch)))
+                    out.append(task.ask_back(task_id))
             elif not task.claiming and now - task.since > self._limits.resend_s:
                 # It never heard of the task, or has ended it: the claim's answer says which.
                 again = task.claim is not None
@@ -383,7 +383,7 @@ class RegionMachine:
             if q.abort or not (task.claiming or self._proxies.alive(task.owner)):
                 out += self._decline(task_id, f"{self.address} is stopping")
             elif not task.claiming:
-                out.append(m.Send(task.owner, m.Yield(task_id=task_id, epoch=task.epoch)))
+                out.append(task.ask_back(task_id))
         return out
 
     def _report(self) -> m.RegionBeat:
