@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 COMPILED = {
     "core": (
         "balancing beating calls deliberation executor fields fleet floors gateway graph holdings "
-        "jsontext liveness loading placement places proxy region rooms routes rows scheduling store "
+        "jsontext liveness loading placement places prepared proxy region rooms routes rows scheduling store "
         "taskrun timers"
     ),
     "runtime": "asking links mailbox peers results switch uplink wire",

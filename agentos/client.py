@@ -25,7 +25,7 @@ import pykka
 from agentos.core import errors
 from agentos.core import messages as m
 from agentos.core.limits import Limits
-from agentos.handles import AsyncTask, end_of, is_complete, text_of
+from agentos.handles import AsyncTask, is_complete, text_of
 from agentos.logs import quiet_unless_configured
 from agentos.registry import Transports
 from agentos.runtime.asking import AsyncAsker, Waiter
@@ -378,7 +378,7 @@ class AsyncClient:
                 answer = await self._connected().ask(m.GATEWAY, watch, min(ATTEMPT_S, left))
             except errors.Overloaded:  # it has too many to tell: look in the database
                 task = await self._request(m.STORE, m.GetTask(task_id=task_id), m.TaskInfo)
-                return end_of(task)
+                return m.end_of(task)
             except (TimeoutError, pykka.ActorDeadError):
                 await asyncio.sleep(min(0.2, left))
             else:
@@ -392,7 +392,7 @@ class AsyncClient:
         if is_complete(ended):
             return ended
         task = await self._request(m.STORE, m.GetTask(task_id=ended.task_id), m.TaskInfo)
-        return end_of(task) or ended
+        return m.end_of(task) or ended
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -112,16 +112,3 @@ def response_of(ended: m.Ended) -> dict[str, Any]:
 def is_complete(ended: m.Ended) -> bool:
     """Whether an end carries its response: whoever learned of it from the store sends none."""
     return bool(ended.response) or ended.state == "cancelled"
-
-
-def end_of(task: m.TaskInfo) -> m.Ended | None:
-    """A task's end as its row tells it, or None if it goes on."""
-    if task.state not in m.TERMINAL:
-        return None
-    return m.Ended(
-        task_id=task.task_id,
-        epoch=task.epoch,
-        state=task.state,
-        response=task.response or "",
-        error=task.error,
-    )

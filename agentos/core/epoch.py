@@ -24,7 +24,9 @@ EPOCH_MAX = 2**53 - 1
 Component = Annotated[int, msgspec.Meta(ge=0, le=EPOCH_MAX)]
 
 
-class Epoch(msgspec.Struct, frozen=True, order=True, array_like=True, forbid_unknown_fields=True):
+class Epoch(
+    msgspec.Struct, frozen=True, order=True, array_like=True, forbid_unknown_fields=True, gc=False
+):
     """One ownership of one task. Compared lexicographically; travels as `[global, regional]`.
 
     Args:

@@ -10,9 +10,9 @@ from typing import Any
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
 from agentos.core.errors import AgentNotOffered, AgentOSError, GraphError, Overloaded
-from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
 from agentos.core.placement import Placement
+from agentos.core.prepared import PreparedGraphs
 from agentos.core.timers import Timers
 
 SWEEP, LOOK = "sweep", "look"
@@ -67,6 +67,7 @@ class GatewayMachine:
         self.address = address
         self._limits = limits
         self._placement = Placement(self.address, limits, balancer or LeastLoaded())
+        self._graphs = PreparedGraphs(limits)
         self._waiting: dict[str, Waiting] = {}
         self._pending: Counter[str] = Counter()
         self._watchers: dict[int, dict[str, bool]] = {}
@@ -116,7 +117,7 @@ class GatewayMachine:
 
     def _submit(self, q: m.Submit, e: m.Envelope, now: float) -> list[m.Send]:
         try:
-            graph = parse_graph(q.task_description, self._limits)
+            graph = self._graphs.read(q.task_description)
             if q.require_agents:
                 self._require(graph.agents)
             self._admit()
@@ -212,9 +213,9 @@ class GatewayMachine:
             return []
         if not waiting.client:
             return self._rechecked(q)
-        if q.state in m.TERMINAL:
+        if (ended := m.end_of(q)) is not None:
             self._drop_watcher(q.task_id, waiting.client)
-            return [m.Send(waiting.client, _ended_as(q), waiting.ref)]
+            return [m.Send(waiting.client, ended, waiting.ref)]
         where = q.owner or q.region
         why = "" if where else self._placement.why_waiting(q.agents)
         event = m.Event(task_id=q.task_id, epoch=q.epoch, event="placed", proxy=where, text=why)
@@ -320,8 +321,8 @@ class GatewayMachine:
         return self._ask(m.GetTask(task_id=task_id), nobody, now)
 
     def _rechecked(self, q: m.TaskInfo) -> list[m.Send]:
-        if q.state in m.TERMINAL:
-            return self._announce(_ended_as(q))
+        if (ended := m.end_of(q)) is not None:
+            return self._announce(ended)
         return self._tell_region(q.task_id, q.region) if q.region else []
 
     def _tell_region(self, task_id: int, region: str) -> list[m.Send]:
@@ -387,13 +388,3 @@ class GatewayMachine:
         self.counters["regions_suspected"] += len(suspects)
         count = [m.Send(m.STORE, m.CountTasks())] if suspects else []
         return count + self._placement.repeat(now)
-
-
-def _ended_as(task: m.TaskInfo) -> m.Ended:
-    return m.Ended(
-        task_id=task.task_id,
-        epoch=task.epoch,
-        state=task.state,
-        response=task.response or "",
-        error=task.error,
-    )

@@ -56,7 +56,7 @@ class Walk:
     def __init__(self, graph: Graph, done: Iterable[str] = ()) -> None:
         self._graph = graph
         self._done = set(done)
-        self._missing = {name: len(needed) for name, needed in graph._dependencies.items()}
+        self._missing = graph._missing.copy()
         for name in sorted(self._done):
             for other in graph.dependents(name):
                 self._missing[other] -= 1

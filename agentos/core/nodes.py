@@ -94,13 +94,19 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
         """
         return tuple(self._of(self._dependents, name))
 
-    @property
+    def with_input(self, value: Any) -> Graph:
+        """The same graph for another input; what was derived from its nodes is shared."""
+        other = msgspec.structs.replace(self, input=value)
+        other.__dict__.update(self.__dict__)
+        return other
+
+    @cached_property
     def agents(self) -> tuple[str, ...]:
         """The agents that the task calls, voters included, sorted."""
         nodes = self.nodes.values()
         return tuple(sorted({n.agent for n in nodes} | {n.voter for n in nodes if n.voters}))
 
-    @property
+    @cached_property
     def sinks(self) -> tuple[str, ...]:
         """The nodes that no other waits for, in the order of the description."""
         return tuple(name for name in self.nodes if not self._dependents[name])
@@ -147,6 +153,11 @@ class Graph(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _dependencies(self) -> Mapping[str, tuple[str, ...]]:
         return {name: node.dependencies for name, node in self.nodes.items()}
+
+    @cached_property
+    def _missing(self) -> dict[str, int]:
+        """How many nodes each one waits for."""
+        return {name: len(needed) for name, needed in self._dependencies.items()}
 
     @cached_property
     def _dependents(self) -> Mapping[str, list[str]]:

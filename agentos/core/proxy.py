@@ -14,9 +14,10 @@ from agentos.core.epoch import Epoch
 from agentos.core.errors import GraphError, TaskNotFound
 from agentos.core.executor import Executor
 from agentos.core.floors import Floors
-from agentos.core.graph import parse_graph
 from agentos.core.limits import Limits
 from agentos.core.loading import Loading, fail_poisonous, fail_unrun
+from agentos.core.prepared import PreparedGraphs
+from agentos.core.routes import may_command
 from agentos.core.taskrun import TaskRun
 from agentos.core.timers import Timers
 
@@ -55,6 +56,7 @@ class ProxyMachine:
         self._offers = tuple(m.Offer(name, slots) for name, slots in offers.items())
         self._limits = limits
         self._incarnation = incarnation
+        self._graphs = PreparedGraphs(limits)
         self._runs: dict[int, TaskRun] = {}
         self._loading: dict[int, Loading] = {}
         self._timers: Timers[TimerKey] = Timers()
@@ -104,46 +106,31 @@ class ProxyMachine:
 
     def handle(self, envelope: m.Envelope, now: float) -> list[m.Send]:
         """Take one message; calls between owner and executor of this same proxy stay inside."""
-        if not self._may(envelope):
+        if not may_command(self.address, self._region, envelope):
             return []
-        inbox, out = self._apart(self._check_claims(now))
+        inbox: list[m.Envelope] = []
+        out: list[m.Send] = []
+        self._part(self._check_claims(now), inbox, out)
         inbox.append(envelope)
         for one in inbox:  # it grows on the way
-            if handler := self._handlers.get(type(one.message)):
-                inside, outside = self._apart(handler(one.message, one, now))
-                inbox += inside
-                out += outside
+            if (handler := self._handlers.get(type(one.message))) is not None:
+                self._part(handler(one.message, one, now), inbox, out)
         if self._beating.at_rest and self._busy:
             self._timers.set(BEAT, self._beating.stir(now))
         return out + self._hand_back() if self._yielding else out
 
-    def _apart(self, sends: list[m.Send]) -> tuple[list[m.Envelope], list[m.Send]]:
-        """What is for this machine itself, and what is for others."""
+    def _part(self, sends: list[m.Send], inbox: list[m.Envelope], out: list[m.Send]) -> None:
+        """Put what is for this machine itself into its inbox, and what is for others out."""
         me = self.address
-        inside = [m.Envelope(me, me, send.message, send.ref) for send in sends if send.to == me]
-        return inside, [send for send in sends if send.to != me] if inside else sends
+        for send in sends:
+            if send.to == me:
+                inbox.append(m.Envelope(me, me, send.message, send.ref))
+            else:
+                out.append(send)
 
     def next_deadline(self) -> float | None:
         """The next heartbeat, or whatever is due before."""
         return self._timers.next()
-
-    def _may(self, envelope: m.Envelope) -> bool:
-        """Only our own region commands us, and its proxies speak for themselves alone."""
-        message, sender = envelope.message, envelope.sender
-        if sender == self._region:
-            return True
-        match m.role_of(sender):
-            case "region":
-                return False
-            case "agents":
-                return isinstance(message, m.CallResult) and message.proxy == self.address
-            case "client":
-                return isinstance(message, m.Watch | m.Unwatch) and message.client == sender
-            case "proxy" if m.region_of(sender) != self._region:
-                return False
-        if isinstance(message, m.CallResult):
-            return message.proxy == sender
-        return not isinstance(message, m.Call) or message.owner == sender
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -191,7 +178,7 @@ class ProxyMachine:
         self._timers.cancel((task_id, LOAD))
         run = loading.run
         try:
-            graph = parse_graph(run.task_description, self._limits)
+            graph = self._graphs.read(run.task_description)
             task = TaskRun(run, graph, loading.rows, self._context)
         except (GraphError, msgspec.ValidationError, ValueError) as error:
             # The gateway accepted it, so somebody has changed it in the database since.

@@ -95,3 +95,22 @@ KINDS: Mapping[str, type[m.Message]] = {kind_of(message): message for message in
 def allowed(kind: type[m.Message], sender: str, to: str) -> bool:
     """Whether the role of `sender` may send this kind of message to the role of `to`."""
     return (m.role_of(sender), m.role_of(to)) in ROUTES.get(kind, frozenset())
+
+
+def may_command(proxy: str, region: str, envelope: m.Envelope) -> bool:
+    """Whether a proxy listens to this: its own region, and other proxies for themselves alone."""
+    message, sender = envelope.message, envelope.sender
+    if sender == region:
+        return True
+    match m.role_of(sender):
+        case "region":
+            return False
+        case "agents":
+            return isinstance(message, m.CallResult) and message.proxy == proxy
+        case "client":
+            return isinstance(message, m.Watch | m.Unwatch) and message.client == sender
+        case "proxy" if m.region_of(sender) != region:
+            return False
+    if isinstance(message, m.CallResult):
+        return message.proxy == sender
+    return not isinstance(message, m.Call) or message.owner == sender

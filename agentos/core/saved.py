@@ -19,7 +19,7 @@ class Saved(msgspec.Struct, frozen=True):
     usage: Usage = Usage()
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     value: msgspec.Raw
     proxy: str
     seconds: float

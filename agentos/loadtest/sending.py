@@ -28,7 +28,7 @@ from agentos.core.errors import (
     LocalProtocolError,
     ResultTimeout,
 )
-from agentos.handles import AsyncTask, end_of
+from agentos.handles import AsyncTask
 from agentos.loadtest.run import Options, Outcome, Range, Request, Response, Run
 
 POLL_S = 3.0
@@ -253,7 +253,7 @@ async def _end(task: AsyncTask, poll_s: float | None, timeout_s: float | None) -
         async with asyncio.timeout(timeout_s):
             while True:
                 await asyncio.sleep(poll_s)
-                if (ended := end_of(await task.status())) is not None:
+                if (ended := m.end_of(await task.status())) is not None:
                     return ended
     except TimeoutError as error:
         if isinstance(error, AgentOSError):

@@ -91,6 +91,7 @@ from agentos.core.messages.running import (
     Run,
     Stop,
     Yield,
+    end_of,
 )
 from agentos.core.messages.storing import (
     CancelTask,
@@ -192,6 +193,7 @@ __all__ = [
     "Welcome",
     "Yield",
     "call_row",
+    "end_of",
     "is_address",
     "refusal",
     "region_of",

@@ -86,14 +86,14 @@ class Usage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
         )
 
 
-class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One progress row as its owner writes it. `result` is the text of a JSON object."""
 
     node_id: RowId
     result: Json
 
 
-class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """How a task ends: its terminal state and the response document (JSON text)."""
 
     state: Literal["succeeded", "failed"]
@@ -101,21 +101,21 @@ class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
 
 
-class Held(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Held(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A claim that somebody says it holds."""
 
     task_id: TaskId
     epoch: Epoch
 
 
-class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """An agent that a proxy runs, with the calls that it runs at once."""
 
     agent: Label
     slots: Annotated[int, Meta(ge=1)] = 1
 
 
-class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """What placing a task needs of its row."""
 
     task_id: TaskId
@@ -127,7 +127,7 @@ class TaskBrief(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempts: Count
 
 
-class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ProxyInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One proxy as its region sees it."""
 
     address: Address

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from agentos.core.epoch import Epoch
 from agentos.core.messages.base import (
+    TERMINAL,
     Address,
     Count,
     Held,
@@ -23,6 +24,7 @@ from agentos.core.messages.base import (
     TaskId,
     Usage,
 )
+from agentos.core.messages.clients import TaskInfo
 
 # -- gateway and region ----------------------------------------------------------------------------
 
@@ -106,6 +108,19 @@ class Ended(Message, frozen=True, kw_only=True):
     error: str = ""
     owner: Address = ""
     """Whose task it was."""
+
+
+def end_of(task: TaskInfo) -> Ended | None:
+    """A task's end as its row tells it, or `None` if it goes on."""
+    if task.state not in TERMINAL:
+        return None
+    return Ended(
+        task_id=task.task_id,
+        epoch=task.epoch,
+        state=task.state,
+        response=task.response or "",
+        error=task.error,
+    )
 
 
 class Dropped(Message, frozen=True, kw_only=True):
