@@ -162,6 +162,17 @@ class Host:
         self._start(ProxyActor, address, switch, slots)
         return address
 
+    def attend_links(self, address: str) -> None:
+        """Let a role's actor wait at the process's sockets, if it is alone there.
+
+        Whatever comes is then handled by the thread that has read it. Not a store: its links must
+        be answered while its disk is slow.
+        """
+        loops = self.transports.loops()
+        if len(loops) == 1 and address != m.STORE:
+            inbox: Any = self._actors[address].actor_inbox
+            inbox.attend(loops[0])
+
     def switch(self, address: str) -> Switch:
         """The switch of a role on this host: the place to put actors of your own."""
         return self._switches[address]

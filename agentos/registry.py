@@ -14,6 +14,7 @@ from typing import Any
 
 from agentos.core.errors import ConfigError, LocalProtocolError
 from agentos.core.limits import Limits
+from agentos.core.loop import Loop, Looping
 from agentos.core.ports import Codec, Database, StorageFactory, Transport, TransportFactory
 
 TRANSPORTS, STORAGE = "agentos.transports", "agentos.storage"
@@ -74,6 +75,11 @@ class Transports:
             if factory not in self._made:
                 self._made[factory] = factory(self._codec, self._limits)
             return self._made[factory]
+
+    def loops(self) -> list[Loop]:
+        """The loops of the transports made so far, of those that have one."""
+        with self._lock:
+            return [made.loop for made in self._made.values() if isinstance(made, Looping)]
 
     def close(self) -> None:
         """Close every transport that was made. Idempotent."""

@@ -128,6 +128,7 @@ def run(
         stack.enter_context(host)
         url = _start(host, spec)
         if _joined(host, spec, stop):
+            host.attend_links(spec.role)
             gc.freeze()  # what is there now stays: the modules, for the most part
             report(Ready(role=spec.role, pid=os.getpid(), url=url))
         if stop.get() == FAILED:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from agentos.core import messages as m
 from agentos.core.errors import Overloaded
 from agentos.core.messages.base import MESSAGE_BYTES as SMALL
 from agentos.runtime.mailbox import Mailbox
+from agentos.testing.transport_recorder import DEADLINE_S, eventually
+from agentos.transports.zeromq_io import IOThread
 
 
 def said(sender: str, value: Any, size: int = 0) -> m.Envelope:
@@ -74,3 +78,48 @@ def test_nobody_has_more_than_a_share() -> None:
     mailbox.deliver([said("client/a", 9, size=2 * SMALL), said("client/b", 1)])
     assert len(taken(mailbox)) == 2
     assert not mailbox._weights
+
+
+def test_an_actor_that_waits_at_the_sockets_misses_nothing() -> None:
+    """Its messages come in order, its deadlines in time, and so they do when the loop is gone."""
+    io = IOThread("agentos-zeromq-test")
+    mailbox = Mailbox(bound=10_000, batch=100)
+    heard: list[int] = []
+    done = threading.Event()
+
+    def act() -> None:
+        while len(heard) < 600:
+            heard.extend(int(e.message.body) for e in mailbox.get().message)
+        mailbox.close()
+        done.set()
+
+    threading.Thread(target=act, daemon=True).start()
+    for number in range(200):
+        mailbox.deliver([said("client/a", number)])
+    mailbox.attend(io)
+    for number in range(200, 400):
+        mailbox.deliver([said("client/a", number)])
+        eventually(lambda number=number: number in heard)
+    assert io.stop(lambda: None, timeout_s=DEADLINE_S)
+    for number in range(400, 600):
+        mailbox.deliver([said("client/a", number)])
+    assert done.wait(DEADLINE_S)
+    assert heard == list(range(600))
+
+
+def test_a_deadline_ends_the_wait_at_the_sockets() -> None:
+    """The machine's next deadline is an empty batch, and a closed mailbox gives the loop back."""
+    io = IOThread("agentos-zeromq-test")
+    mailbox = Mailbox(bound=10, batch=10)
+    due = time.monotonic() + 0.05
+    mailbox.deadline = lambda: due
+    mailbox.attend(io)
+    while time.monotonic() < due:
+        assert mailbox.get().message == []
+    assert io.is_current()
+    mailbox.close()
+    assert not io.is_current()
+    ran = threading.Event()
+    io.submit(ran.set)
+    assert ran.wait(DEADLINE_S)
+    assert io.stop(lambda: None, timeout_s=DEADLINE_S)

@@ -16,6 +16,7 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Connection
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_recorder import DEADLINE_S, Recorder, eventually, note
+from agentos.transports import zeromq_io
 from agentos.transports.zeromq import ZeroMQTransport
 from agentos.transports.zeromq_io import IOThread
 
@@ -170,6 +171,106 @@ def test_a_task_that_raises_is_survived() -> None:
         assert done.wait(DEADLINE_S)
     assert [entry["event"] for entry in logs] == ["zeromq_io_fault"]
     assert io.stop(lambda: None, timeout_s=DEADLINE_S)
+
+
+class Guest:
+    """A thread that turns a transport's loop, until it is told to leave or to die."""
+
+    def __init__(self, io: IOThread) -> None:
+        self.io = io
+        self.turning = threading.Event()
+        self.leave, self.die = threading.Event(), threading.Event()
+        self.lost = False
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.lost and not self.die.is_set():
+            self.lost = not self.io.turn(5.0, lambda: self.leave.is_set() or self.die.is_set())
+            self.turning.set()
+            if self.leave.is_set():
+                self.io.leave()
+                return
+
+    def end(self, how: threading.Event) -> None:
+        """Set one of the events, and wait for the thread's end."""
+        how.set()
+        self.io.wake()
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive()
+
+
+def test_a_guest_does_what_the_thread_did(transport: ZeroMQTransport) -> None:
+    """A guest's thread reads, writes and keeps the timers, and the loop's own has it back after."""
+    seen: list[threading.Thread] = []
+    inbox = Recorder(
+        lambda child, batch: (seen.append(threading.current_thread()), child.send(batch))
+    )
+    echoes = Recorder()
+    connection = transport.connect(transport.listen(ANY_PORT, inbox).url, echoes)
+    guest = Guest(transport.loop)
+    transport.loop.submit(lambda: None)  # its first turn, which waits, ends
+    assert guest.turning.wait(DEADLINE_S)
+    later = threading.Event()
+    transport.loop.submit(lambda: transport.loop.later(0.01, later.set))
+    for number in range(200):
+        connection.send([note(number)])
+        echoes.wait_for(number + 1)
+    assert later.wait(DEADLINE_S)
+    assert {*seen} == {guest.thread}
+    guest.end(guest.leave)
+    connection.send([note(200)])
+    echoes.wait_for(201)
+    assert seen[-1].name == "agentos-zeromq"
+
+
+def test_a_guest_that_dies_is_replaced(
+    transport: ZeroMQTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that ends without a word does not take the links of its process along."""
+    monkeypatch.setattr(zeromq_io, "GUEST_LOOK_S", 0.02)
+    guest = Guest(transport.loop)
+    transport.loop.submit(lambda: None)
+    assert guest.turning.wait(DEADLINE_S)
+    guest.end(guest.die)
+    inbox = Recorder()
+    transport.connect(transport.listen(ANY_PORT, inbox).url, Recorder()).send([note(1)])
+    inbox.wait_for(1)
+    again = Guest(transport.loop)
+    transport.loop.submit(lambda: None)
+    assert again.turning.wait(DEADLINE_S)
+    assert not again.lost
+    again.end(again.leave)
+
+
+def test_only_one_guest_at_a_time(transport: ZeroMQTransport) -> None:
+    """Who comes second is told so, and does not touch a socket."""
+    guest = Guest(transport.loop)
+    transport.loop.submit(lambda: None)
+    assert guest.turning.wait(DEADLINE_S)
+    assert not transport.loop.turn(5.0, lambda: False)
+    transport.loop.leave()  # not the second's to give back
+    assert not guest.lost
+    guest.end(guest.leave)
+
+
+def test_a_transport_closes_under_a_guest() -> None:
+    """The guest is told that the loop is not its any more; what was sent has left, nothing stays."""
+    transport = ZeroMQTransport(JsonCodec(LIMITS), LIMITS)
+    other = ZeroMQTransport(JsonCodec(LIMITS), LIMITS)
+    inbox = Recorder()
+    connection = transport.connect(other.listen(ANY_PORT, inbox).url, Recorder())
+    guest = Guest(transport.loop)
+    transport.loop.submit(lambda: None)
+    assert guest.turning.wait(DEADLINE_S)
+    connection.send([note(1)])
+    transport.close()
+    guest.thread.join(DEADLINE_S)
+    assert guest.lost
+    assert not transport.loop.turn(5.0, lambda: False)
+    inbox.wait_for(1)
+    other.close()
+    eventually(lambda: not _io_threads())
 
 
 def _io_threads() -> list[str]:

@@ -61,6 +61,11 @@ class ZeroMQTransport:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def loop(self) -> IOThread:
+        """What reads and writes its sockets; `agentos.core.loop.Loop`."""
+        return self._shared.io
+
     def listen(self, url: str, receiver: Receiver) -> Listener:
         """Bind a ROUTER.
 

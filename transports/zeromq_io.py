@@ -3,6 +3,10 @@
 A ZeroMQ socket must be used by one thread at a time. Other threads append a task to a deque and
 wake this one only if it has said that it sleeps: flag, look at the deque again, then poll; the
 other side appends, then looks at the flag. So no wake-up is lost, and under load none is paid for.
+
+The thread of an actor that waits for messages anyway may take its place, so that what comes over a
+socket need not be handed from one thread to another (leader/followers: Schmidt et al., 2000). The
+sockets move with a full fence, and there and back once, which zmq_socket(3) allows.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ Handler = Callable[[int], None]
 
 MAX_FRAMES: Final = 16
 """Frames of one message that are kept: more cannot be an envelope, and are read and dropped."""
+GUEST_LOOK_S: Final = 1.0
+"""How often the thread that lent its loop looks whether the guest is still alive."""
 _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
 _LAST: Final = int(zmq.DONTWAIT)
 _send = zmq.backend.Socket.send
@@ -70,7 +76,10 @@ class Waker:
 
 
 class IOThread:
-    """Runs tasks that other threads submit, and the handlers of the sockets that it polls."""
+    """Runs tasks that other threads submit, and the handlers of the sockets that it polls.
+
+    Also an `agentos.core.loop.Loop`: a guest may run it instead.
+    """
 
     def __init__(self, name: str) -> None:
         self._tasks: deque[Task] = deque()
@@ -83,7 +92,11 @@ class IOThread:
         self._asleep = False
         self._lock = threading.Lock()
         self._at_end: Task | None = None
+        self._guest: threading.Thread | None = None
+        """Who runs the loop, or is to, instead of the thread that was made for it."""
+        self._given, self._back = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._runner: threading.Thread = self._thread
         self._thread.start()
 
     # -- from any thread ---------------------------------------------------------------------------
@@ -94,9 +107,14 @@ class IOThread:
         if self._asleep:
             self._wake()
 
+    def wake(self) -> None:
+        """End the turn that waits, if one does: what it is to look at has changed."""
+        if self._asleep:
+            self._wake()
+
     def is_current(self) -> bool:
-        """Whether the caller is this thread."""
-        return threading.current_thread() is self._thread
+        """Whether the caller is the thread that runs the loop."""
+        return threading.current_thread() is self._runner
 
     def stop(self, at_end: Task, timeout_s: float) -> bool:
         """Run what was submitted, then `at_end`, and end.
@@ -112,6 +130,32 @@ class IOThread:
         if not self.is_current():
             self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    # -- from a guest ------------------------------------------------------------------------------
+
+    def turn(self, wait_s: float, ready: Callable[[], bool]) -> bool:
+        """Run the loop once in the caller's thread, which takes it over with its first turn."""
+        if not self.is_current() and not self._taken_over():
+            return False
+        self._once(wait_s, ready)
+        if self._at_end is not None:
+            self.leave()
+        return self.is_current()
+
+    def leave(self) -> None:
+        """Give the loop back to its own thread, if the caller has it."""
+        if self.is_current():
+            self._runner = self._thread
+            self._back.set()
+
+    def _taken_over(self) -> bool:
+        with self._lock:
+            if self._guest is not None:
+                return False
+            self._guest = threading.current_thread()
+        self.wake()
+        self._given.wait()
+        return self.is_current()
 
     # -- from the thread itself --------------------------------------------------------------------
 
@@ -138,31 +182,51 @@ class IOThread:
 
     def _run(self) -> None:
         while self._at_end is None:
-            for _ in range(len(self._tasks)):
-                self._guard(self._tasks.popleft())
-            while self._delayed and self._delayed[0][0] <= time.monotonic():
-                self._tasks.append(heapq.heappop(self._delayed)[2])
-            for source, events in self._poll():
-                handler = self._handlers.get(source)
-                if handler is not None:  # an earlier handler of this turn may have closed it
-                    self._guard(handler, events)
-                elif source == self._waker.fileno():
-                    self._waker.clear()
+            if self._guest is not None:
+                self._lend(self._guest)
+            else:
+                self._once(math.inf, self._is_wanted)
+        self._given.set()  # whoever waits for the loop waits in vain
         self._guard(self._at_end)
         with self._lock:
             self._asleep = False
             self._waker.close()
 
-    def _poll(self) -> list[tuple[Any, int]]:
-        timeout_ms: int | None = None
+    def _is_wanted(self) -> bool:
+        return self._guest is not None
+
+    def _lend(self, guest: threading.Thread) -> None:
+        """Rest while another thread runs the loop, until it gives it back, or is no more."""
+        self._runner = guest
+        self._given.set()
+        while not self._back.wait(GUEST_LOOK_S) and guest.is_alive():
+            pass
+        self._runner = self._thread
+        self._given.clear()
+        self._back.clear()
+        self._guest = None
+
+    def _once(self, wait_s: float, ready: Callable[[], bool]) -> None:
+        for _ in range(len(self._tasks)):
+            self._guard(self._tasks.popleft())
+        while self._delayed and self._delayed[0][0] <= time.monotonic():
+            self._tasks.append(heapq.heappop(self._delayed)[2])
+        for source, events in self._poll(wait_s, ready):
+            handler = self._handlers.get(source)
+            if handler is not None:  # an earlier handler of this turn may have closed it
+                self._guard(handler, events)
+            elif source == self._waker.fileno():
+                self._waker.clear()
+
+    def _poll(self, wait_s: float, ready: Callable[[], bool]) -> list[tuple[Any, int]]:
         if self._delayed:
-            timeout_ms = max(0, math.ceil(1000 * (self._delayed[0][0] - time.monotonic())))
+            wait_s = min(wait_s, max(0.0, self._delayed[0][0] - time.monotonic()))
         self._asleep = True
-        if self._tasks or self._at_end:
-            timeout_ms = 0
+        if self._tasks or self._at_end or ready():
+            wait_s = 0.0
             self._asleep = False
         try:
-            return self._poller.poll(timeout_ms)
+            return self._poller.poll(None if wait_s == math.inf else math.ceil(1000 * wait_s))
         finally:
             self._asleep = False
 

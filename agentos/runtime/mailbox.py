@@ -15,6 +15,7 @@ from pykka._envelope import Envelope as PykkaEnvelope
 
 from agentos.core import messages as m
 from agentos.core.errors import Overloaded
+from agentos.core.loop import Loop
 
 Batch = list[m.Envelope]
 LONGEST_WAIT_S = 3600.0
@@ -69,10 +70,16 @@ class Mailbox:
         self._count = 0
         self._weights: dict[str, int] = {}
         self._closed = False
+        self._loop: Loop | None = None
+
+    def attend(self, loop: Loop) -> None:
+        """From the next `get` on, wait by turning this loop, in the actor's thread."""
+        self._loop = loop
+        self._inlet.put([])  # it may be waiting already
 
     def put(self, envelope: PykkaEnvelope[Any]) -> None:
         """Add Pykka's own messages, and whatever comes through an `ActorRef`."""
-        self._inlet.put(envelope)
+        self._enter(envelope)
 
     def deliver(self, batch: Batch) -> None:
         """Add messages; those of one call are of one sender, or are refused for what others wrote.
@@ -89,7 +96,12 @@ class Mailbox:
             weights = self._weigh(batch)
             self._count += len(batch)
             self._weights |= weights
-        self._inlet.put(batch)
+        self._enter(batch)
+
+    def _enter(self, came: Batch | PykkaEnvelope[Any]) -> None:
+        self._inlet.put(came)
+        if (loop := self._loop) is not None:
+            loop.wake()
 
     def _weigh(self, batch: Batch) -> dict[str, int]:
         """What the senders will have waiting; one message is let in whatever it weighs."""
@@ -103,17 +115,24 @@ class Mailbox:
         return weights
 
     def close(self) -> None:
-        """Take no more batches: nobody will read them."""
+        """Take no more batches: nobody will read them. From the actor's thread."""
         with self._lock:
             self._closed = True
+        if (loop := self._loop) is not None:
+            self._loop = None
+            loop.leave()
 
     def get(self) -> PykkaEnvelope[Any]:
-        """Take what is next; an empty batch when the machine's deadline comes first."""
+        """Take what is next; an empty batch when the machine's deadline, or a turn, comes first."""
         self._let_in()
+        if (loop := self._loop) is not None:
+            self._turn(loop)
         if not self._waiting:
             if self._held is not None:
                 held, self._held = self._held, None
                 return held
+            if self._loop is not None:
+                return PykkaEnvelope([])
             try:
                 self._sort(self._inlet.get(timeout=self._patience()))
             except queue.Empty:
@@ -130,6 +149,15 @@ class Mailbox:
                 else:
                     del self._weights[envelope.sender]
         return PykkaEnvelope(batch)
+
+    def _turn(self, loop: Loop) -> None:
+        busy = self._waiting or self._held is not None
+        if not loop.turn(0.0 if busy else self._patience(), self._has_come):
+            self._loop = None
+        self._let_in()
+
+    def _has_come(self) -> bool:
+        return not self._inlet.empty()
 
     def _take(self) -> Batch:
         """A batch in the order of the turns, as far as it can be known what they will cost."""
