@@ -14,11 +14,11 @@ from setuptools import Extension, setup
 
 COMPILED = {
     "core": (
-        "balancing beating calls deliberation executor fields fleet floors gateway graph holdings "
+        "addresses audience balancing beating calls deliberation executor fields fleet floors gateway graph holdings "
         "jsontext liveness loading placement places prepared proxy region rooms routes rows scheduling store "
-        "taskrun timers"
+        "taskrun timers weight"
     ),
-    "runtime": "asking links mailbox peers results switch uplink wire",
+    "runtime": "asking links mailbox peers results switch turns uplink wire",
 }
 
 

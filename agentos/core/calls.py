@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from agentos.core import messages as m
+from agentos.core.audience import Audience
 from agentos.core.deliberation import Ask
 from agentos.core.graph import Node
 from agentos.core.jsontext import dump
@@ -19,9 +20,6 @@ TimerKey = tuple[int, str]
 
 PLACED_SLACK_S = 10.0
 """Added to twice a call's timeout: the longest that passes before an answer is asked after again."""
-
-Tell = Callable[..., list[m.Send]]
-"""`TaskRun.event`: what happened, for those who watch."""
 
 
 class Context:
@@ -76,14 +74,14 @@ class Calls:
     Args:
         run: the claim that they run under.
         ctx: the proxy that carries the run.
-        tell: makes the events of what happens to a call.
+        audience: is told what happens to a call.
     """
 
-    def __init__(self, run: m.Run, ctx: Context, tell: Tell) -> None:
+    def __init__(self, run: m.Run, ctx: Context, audience: Audience) -> None:
         self._task_id = run.task_id
         self._epoch = run.epoch
         self._ctx = ctx
-        self._tell = tell
+        self._audience = audience
         self._flights: dict[str, Flight] = {}
 
     def __len__(self) -> int:
@@ -118,14 +116,14 @@ class Calls:
 
         If that is heard before the region's word of the place, watchers are told of the call first.
         """
+        tried = flight.tried
+        if len(tried) == 1 and proxy in tried:
+            return []
         call, ask, told = flight.call, flight.ask, list[m.Send]()
-        if proxy not in flight.tried:
-            told = self._tell("call", flight.node, ask.round, ask.slot, proxy)
-        others = flight.tried - {proxy}
-        if not others:
-            return told
+        if proxy not in tried:
+            told = self._audience.event("call", flight.node, ask.round, ask.slot, proxy)
         abort = m.AbortCalls(task_id=call.task_id, epoch=call.epoch, row=call.row)
-        return told + [m.Send(other, abort) for other in sorted(others)]
+        return told + [m.Send(other, abort) for other in sorted(tried - {proxy})]
 
     def wants(self, row: str, attempt: int | None = None) -> bool:
         """Whether this call (this attempt of it) is still to be answered."""
@@ -191,7 +189,9 @@ class Calls:
             if flight.proxy == proxy:
                 flight.proxy = ""
                 flight.lost += (proxy,)
-                out += self._tell("lost", flight.node, flight.ask.round, flight.ask.slot, proxy)
+                out += self._audience.event(
+                    "lost", flight.node, flight.ask.round, flight.ask.slot, proxy
+                )
                 if len(flight.lost) >= self._ctx.limits.max_attempts:
                     poisonous.append((flight, self._poisonous(flight)))
                 elif wait:
@@ -260,7 +260,7 @@ class Calls:
             delay_s *= 2.0 ** min(flight.asked, 30)
         self._later(flight.call.row, min(delay_s, 2 * flight.call.timeout_s + PLACED_SLACK_S), now)
         ask = flight.ask
-        return self._tell("call", flight.node, ask.round, ask.slot, proxy) if new else []
+        return self._audience.event("call", flight.node, ask.round, ask.slot, proxy) if new else []
 
     def _later(self, row: str, delay_s: float, now: float) -> None:
         self._ctx.timers.set((self._task_id, row), now + delay_s)

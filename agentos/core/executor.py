@@ -86,13 +86,13 @@ class Executor:
         """The runner answered. Returns the call that this was, and what starts in its place."""
         key = (result.task_id, result.row)
         call = self._running.get(key)
-        if call is None or (call.epoch, call.attempt) != (result.epoch, result.attempt):
+        if call is None or call.attempt != result.attempt or call.epoch != result.epoch:
             return None, []
         del self._running[key]
         self._free[call.agent] += 1
         if call.owner != self._address:
             self._kept.keep(call, result)  # on its way to another process it may be lost
-        return call, self._fill(call.agent)
+        return call, self._fill(call.agent) if self._queued else []
 
     def drain(self, *, abort: bool) -> list[m.Send]:
         """Start nothing more: what waits, and with `abort` what runs, goes back to its owner."""

@@ -14,6 +14,7 @@ from agentos.core.limits import Limits
 from agentos.core.placement import Placement
 from agentos.core.prepared import PreparedGraphs
 from agentos.core.timers import Timers
+from agentos.core.weight import weight
 
 SWEEP, LOOK = "sweep", "look"
 PATIENCE = 30
@@ -269,7 +270,7 @@ class GatewayMachine:
         if len(self._waiting) >= self._limits.max_pending_submits:
             error = Overloaded(f"{len(self._waiting)} requests wait for the database")
             return self._refuse(waiting.client, waiting.ref, error) if waiting.client else []
-        client, waiting.weight = waiting.client, m.weight(question)
+        client, waiting.weight = waiting.client, weight(question)
         held = self._pending.get(client, 0)
         if client and held and held + waiting.weight > self._limits.peer_bytes:
             error = Overloaded(f"{held} bytes of {client!r} wait for the database")

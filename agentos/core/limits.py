@@ -61,7 +61,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Connections to one listener."""
     peer_bytes: int = 64 * 1024 * 1024
     """What one peer may have waiting in one place: in a mailbox, for the database's answer, or of
-    what it does not read. A message counts as its size and 8 KiB (`messages.weight`), so that it is
+    what it does not read. A message counts as its size and 8 KiB (`core.weight`), so that it is
     a bound on small ones too; one alone is always let in."""
 
     # -- actors ----------------------------------------------------------------------------------

@@ -179,11 +179,10 @@ class ProxyMachine:
         run = loading.run
         try:
             graph = self._graphs.read(run.task_description)
-            task = TaskRun(run, graph, loading.rows, self._context)
+            task = TaskRun(run, graph, loading.rows, self._context, loading.watchers)
         except (GraphError, msgspec.ValidationError, ValueError) as error:
             # The gateway accepted it, so somebody has changed it in the database since.
             return [fail_unrun(run, f"the stored task cannot be read: {error}")]
-        task.watchers = loading.watchers
         self._runs[task_id] = task
         check = task.doubt(now) if loading.doubtful else []
         return [*check, *task.begin(now)]

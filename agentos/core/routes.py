@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Final
 
 from agentos.core import messages as m
 
@@ -83,6 +84,10 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
 }
 
 
+REMEMBERED: Final = 65_536
+"""Triples of kind, sender and receiver that `Permits` remembers before it begins anew."""
+
+
 def kind_of(message: type[m.Message]) -> str:
     """The name of a message on the wire: `GetTask` travels as `get_task`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", message.__name__).lower()
@@ -95,6 +100,25 @@ KINDS: Mapping[str, type[m.Message]] = {kind_of(message): message for message in
 def allowed(kind: type[m.Message], sender: str, to: str) -> bool:
     """Whether the role of `sender` may send this kind of message to the role of `to`."""
     return (m.role_of(sender), m.role_of(to)) in ROUTES.get(kind, frozenset())
+
+
+class Permits:
+    """`allowed`, with a memory for what it has allowed: nearly all that comes is of few kinds."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[type[m.Message], str, str]] = set()
+
+    def allow(self, kind: type[m.Message], sender: str, to: str) -> bool:
+        """What `allowed` says."""
+        key = (kind, sender, to)
+        if key in self._known:
+            return True
+        if not allowed(kind, sender, to):
+            return False
+        if len(self._known) >= REMEMBERED:
+            self._known.clear()
+        self._known.add(key)
+        return True
 
 
 def may_command(proxy: str, region: str, envelope: m.Envelope) -> bool:

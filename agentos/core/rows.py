@@ -75,7 +75,7 @@ def usage_of(result: m.CallResult) -> m.Usage:
 def answer_text(result: m.CallResult, usage: m.Usage) -> m.Json:
     """The row of one answer. The value's text is embedded as it came, not written again."""
     assert result.value is not None, f"{result.row} has no value to save"
-    seconds = round(result.seconds, 6)
+    seconds = int(result.seconds * 1e6) / 1e6  # to the µs: `round` takes ten times as long
     row = Answer(msgspec.Raw(result.value), result.proxy, seconds, usage)
     return msgspec.json.encode(row).decode()
 

@@ -15,6 +15,7 @@ import msgspec
 
 from agentos.core import jsontext
 from agentos.core import messages as m
+from agentos.core.audience import Audience
 from agentos.core.calls import Calls, Context, Flight
 from agentos.core.deliberation import Ask, Deliberation
 from agentos.core.errors import GraphError
@@ -61,22 +62,30 @@ class TaskRun:
         graph: the description, parsed.
         rows: what earlier owners have saved.
         ctx: the proxy that carries it.
+        watchers: who is to hear of it; see `Audience`.
 
     Raises:
         GraphError, msgspec.ValidationError, ValueError: a saved row cannot be read.
     """
 
-    def __init__(self, run: m.Run, graph: Graph, rows: Sequence[m.SavedRow], ctx: Context) -> None:
+    def __init__(
+        self,
+        run: m.Run,
+        graph: Graph,
+        rows: Sequence[m.SavedRow],
+        ctx: Context,
+        watchers: dict[str, bool] | None = None,
+    ) -> None:
         self.task_id = run.task_id
         self.epoch = run.epoch
         self.over = False
-        self.watchers: dict[str, bool] = {}
+        self._audience = Audience(run, {} if watchers is None else watchers)
         self._graph = graph
         self._ctx = ctx
         self._nodes: dict[str, NodeRun] = {}
         self._values: dict[str, Any] = {"input": graph.input}
         self._usage = m.Usage()
-        self.calls = Calls(run, ctx, self._event)
+        self.calls = Calls(run, ctx, self._audience)
         self._unsaved: dict[str, m.Row] = {}
         self._end: m.End | None = None
         self.doubtful = False
@@ -92,9 +101,14 @@ class TaskRun:
         self._ready: deque[str] = deque()
         self._open = len(graph.nodes) - len(done)
 
+    @property
+    def watchers(self) -> dict[str, bool]:
+        """Who hears of it, and whether of its progress."""
+        return self._audience.watchers
+
     def begin(self, now: float) -> list[m.Send]:
         """Start every node that is ready."""
-        out = self._event("started", proxy=self._ctx.address)
+        out = self._audience.event("started", proxy=self._ctx.address)
         if not self._open:
             return out + self._save_all(now)
         self._ready.extend(self._walk.ready())
@@ -130,7 +144,7 @@ class TaskRun:
         if self.watchers:
             event = "vote" if ask.slot.startswith("v") else "answer"
             text = excerpt(value, result.seconds)
-            out += self._event(event, name, ask.round, ask.slot, result.proxy, text)
+            out += self._audience.event(event, name, ask.round, ask.slot, result.proxy, text)
         # A node's only answer is its result: one row holds both.
         row_id = name if node.deliberation.node.lone else result.row
         return out + self._advance(node, [m.Row(row_id, answer_text(result, usage))], now)
@@ -207,7 +221,7 @@ class TaskRun:
         if not (new and progress):
             return []
         done = [n for n in self._graph.nodes if n in self._values and n not in self._nodes]
-        sends = [*self._event("started", proxy=self._ctx.address), *self._finished(done)]
+        sends = [*self._audience.event("started", proxy=self._ctx.address), *self._finished(done)]
         return [send for send in sends if send.to == client]
 
     # -- nodes -----------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ class TaskRun:
         return [
             send
             for name in names
-            for send in self._event("node", name, text=excerpt(self._values[name]))
+            for send in self._audience.event("node", name, text=excerpt(self._values[name]))
         ]
 
     def _start_ready(self, now: float) -> list[m.Send]:
@@ -292,13 +306,15 @@ class TaskRun:
         self._usage += msgspec.structs.replace(usage_of(result), retries=int(again))
         if again:
             self.calls.again(flight, result.retry_after_s, now)
-            return self._event(
+            return self._audience.event(
                 "retry", flight.node, ask.round, ask.slot, result.proxy, result.error
             )
         self.calls.done(result.row)
         if ask.slot.startswith("v"):
             self._nodes[flight.node].deliberation.void(ask.round, ask.slot)
-            out = self._event("void", flight.node, ask.round, ask.slot, result.proxy, result.error)
+            out = self._audience.event(
+                "void", flight.node, ask.round, ask.slot, result.proxy, result.error
+            )
             return out + self._advance(self._nodes[flight.node], [], now)
         tries = f"after {attempt + 1} attempts" if attempt else "at the first attempt"
         return self._fail(
@@ -370,26 +386,3 @@ class TaskRun:
 
     def _response(self, state: str, outcome: dict[str, Any]) -> m.Json:
         return response_text(self.task_id, state, outcome, self._usage)
-
-    def _event(
-        self,
-        event: str,
-        node: str = "",
-        round_: int = 0,
-        slot: str = "",
-        proxy: str = "",
-        text: str = "",
-    ) -> list[m.Send]:
-        if not self.watchers:
-            return []
-        message = m.Event(
-            task_id=self.task_id,
-            epoch=self.epoch,
-            event=event,
-            node=node,
-            round=round_,
-            slot=slot,
-            proxy=proxy,
-            text=text,
-        )
-        return [m.Send(client, message) for client, all_ in self.watchers.items() if all_]

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from agentos.core.proxy import ProxyMachine
 from agentos.core.region import RegionMachine
 from agentos.core.rows import joined
 from agentos.core.store import StoreMachine
+from agentos.runtime import turns
 from agentos.runtime.mailbox import Batch, Mailbox
 from agentos.runtime.switch import Switch
 
@@ -106,14 +107,18 @@ class MachineActor(pykka.ThreadingActor):
         What does not fit into `TURN_S` goes back to the mailbox: a flood of costly requests keeps
         neither a heartbeat nor another sender waiting for longer than that.
         """
+        if self._gave_up:
+            return
         now = time.monotonic()
-        waiting = deque(message)
-        out = self._handle_all(self._turn(waiting, now + TURN_S), now)
+        waiting, mailbox = deque(message), self._mailbox()
+        turn = turns.opened(mailbox, self._switch, waiting, now + TURN_S)
+        out = self._handle_all(turn, now) if waiting else []
         if waiting:
-            self._mailbox().put_back(list(waiting))
+            mailbox.put_back(list(waiting))
         due = self._machine.next_deadline()
         if due is not None and due <= now:
-            out += self._handle(m.Envelope(self.address, self.address, m.Tick()), now)
+            tick = m.Envelope(self.address, self.address, m.Tick())
+            out += turns.handled(self._machine, self.address, [tick], now, self._failed)
         if out:
             self._send(out)
         if self._machine.drained:
@@ -122,38 +127,11 @@ class MachineActor(pykka.ThreadingActor):
     def _send(self, out: Batch) -> None:
         self._switch.send(out)
 
-    def _turn(self, waiting: deque[m.Envelope], until: float) -> Iterator[m.Envelope]:
-        """Take messages while there is time, opened; what nobody can open, the switch refuses."""
-        mailbox = self._mailbox()
-        began = time.monotonic()
-        while waiting:
-            envelope = waiting.popleft()
-            opened = self._switch.open(envelope)
-            if opened is not None:
-                yield opened
-            now = time.monotonic()
-            mailbox.charge(envelope.sender, now - began)
-            began = now
-            if now > until:
-                return
-
     def _handle_all(self, turn: Iterable[m.Envelope], now: float) -> Batch:
-        out: Batch = []
-        for envelope in turn:
-            out += self._handle(envelope, now)
-        return out
+        return turns.handled(self._machine, self.address, turn, now, self._failed)
 
-    def _handle(self, envelope: m.Envelope, now: float) -> Batch:
-        if self._gave_up:
-            return []
-        try:
-            sends = self._machine.handle(envelope, now)
-        except Exception:  # noqa: BLE001 - the shell's boundary: nothing off the wire stops an actor
-            self._failed(envelope, now)
-            return []
-        return _envelopes(self.address, sends)
-
-    def _failed(self, envelope: m.Envelope, now: float) -> None:
+    def _failed(self, envelope: m.Envelope, now: float) -> Machine | None:
+        """The machine that goes on after this one has raised; none if that was once too often."""
         self._log.exception(
             "machine_failed",
             message=type(envelope.message).__name__,
@@ -165,9 +143,10 @@ class MachineActor(pykka.ThreadingActor):
             self._log.error("actor_gives_up", failures=MAX_FAILURES, within_s=FAILURE_WINDOW_S)
             self.stop()
             self._give_up()
-            return
+            return None
         self._failures.append(now)
         self._machine = self._make()
+        return self._machine
 
     def _give_up(self) -> None:
         self._gave_up = True
@@ -178,8 +157,8 @@ class MachineActor(pykka.ThreadingActor):
 class CountingActor(MachineActor):
     """Adds what its switch has counted to what its machine reports to people."""
 
-    def _handle(self, envelope: m.Envelope, now: float) -> Batch:
-        return [self._with_counters(answer) for answer in super()._handle(envelope, now)]
+    def _send(self, out: Batch) -> None:
+        super()._send([self._with_counters(answer) for answer in out])
 
     def _with_counters(self, envelope: m.Envelope) -> m.Envelope:
         said = envelope.message
@@ -278,7 +257,7 @@ class StoreActor(MachineActor):
             sends = machine.handle_all(all_of_them(), now)
         for send in sends:
             self._count(send.message)
-        return _envelopes(self.address, sends)
+        return turns.envelopes(self.address, sends)
 
     def _count(self, answer: m.Message) -> None:
         """What was refused; in a gateway's process `agentos status --cluster` shows it."""
@@ -294,7 +273,3 @@ class StoreActor(MachineActor):
         self._switch.counters["storage_failures"] += 1
         refused = m.Refused(code=error.code, reason=str(error)[:500], retry_after_s=1.0)
         return [m.Envelope(envelope.sender, self.address, refused, envelope.ref)]
-
-
-def _envelopes(sender: str, sends: Sequence[m.Send]) -> Batch:
-    return [m.Envelope(send.to, sender, send.message, send.ref) for send in sends]

@@ -16,6 +16,7 @@ from pykka._envelope import Envelope as PykkaEnvelope
 from agentos.core import messages as m
 from agentos.core.errors import Overloaded
 from agentos.core.loop import Loop
+from agentos.core.weight import weight
 
 Batch = list[m.Envelope]
 LONGEST_WAIT_S = 3600.0
@@ -49,7 +50,7 @@ class Mailbox:
     Args:
         bound: envelopes that may wait.
         batch: envelopes that are taken at once.
-        share: bytes that may wait from one sender, by `messages.weight`; no bound if None.
+        share: bytes that may wait from one sender, by `core.weight`; no bound if None.
     """
 
     def __init__(self, bound: int, batch: int, share: int | None = None) -> None:
@@ -109,7 +110,7 @@ class Mailbox:
         for envelope in batch:
             sender = envelope.sender
             before = weights.get(sender) or self._weights.get(sender, 0)
-            weights[sender] = before + m.weight(envelope.message)
+            weights[sender] = before + weight(envelope.message)
             if before and self._share is not None and weights[sender] > self._share:
                 raise Overloaded(f"{sender!r} has {before} bytes waiting in the mailbox already")
         return weights
@@ -143,7 +144,7 @@ class Mailbox:
         with self._lock:
             self._count -= len(batch)
             for envelope in batch:
-                left = self._weights[envelope.sender] - m.weight(envelope.message)
+                left = self._weights[envelope.sender] - weight(envelope.message)
                 if left:
                     self._weights[envelope.sender] = left
                 else:
@@ -192,7 +193,7 @@ class Mailbox:
             self._count += len(rest)
             for envelope in rest:
                 known = self._weights.get(envelope.sender, 0)
-                self._weights[envelope.sender] = known + m.weight(envelope.message)
+                self._weights[envelope.sender] = known + weight(envelope.message)
 
     def empty(self) -> bool:
         """Whether nothing waits."""

@@ -27,7 +27,7 @@ from agentos.core.errors import (
 )
 from agentos.core.limits import Limits
 from agentos.core.ports import Connection, Listener
-from agentos.core.routes import KINDS, allowed
+from agentos.core.routes import KINDS, Permits
 from agentos.registry import Transports
 from agentos.runtime.links import Links
 from agentos.runtime.peers import Peers
@@ -63,7 +63,7 @@ class Switch:
         self._local: dict[str, Deliver] = {}
         self._announced: dict[str, None] = {}
         """In the order in which they came: the first says what this process is."""
-        self._peers = Peers(limits)
+        self._peers, self._permits = Peers(limits), Permits()
         self._listeners: list[Listener] = []
         self._up = Links(transports, self, limits, self._log)
         self._asker: Asker | None = None
@@ -370,11 +370,10 @@ class Switch:
     def _permitted(self, envelope: m.Envelope, connection: Connection | None = None) -> bool:
         message = envelope.message
         kind = KINDS[message.kind] if isinstance(message, m.Sealed) else type(message)
-        if allowed(kind, envelope.sender, envelope.to):
+        if self._permits.allow(kind, envelope.sender, envelope.to):
             return True
-        error = RemoteProtocolError(
-            f"{envelope.sender!r} may not send {kind.__name__} to {envelope.to!r}"
-        )
+        reason = f"{envelope.sender!r} may not send {kind.__name__} to {envelope.to!r}"
+        error = RemoteProtocolError(reason)
         self.counters["not_permitted"] += 1
         self._protocol_error(connection, error)
         self._give_back([envelope], error)

@@ -172,7 +172,7 @@ MUTANTS = (
         "the store answers before it has committed",
         "agentos/runtime/actors.py",
         "            sends = machine.handle_all(all_of_them(), now)\n",
-        "            sends = machine.handle_all(all_of_them(), now)\n            self._switch.send(_envelopes(self.address, sends))\n            sends = []\n",
+        "            sends = machine.handle_all(all_of_them(), now)\n            self._switch.send(turns.envelopes(self.address, sends))\n            sends = []\n",
         "tests/test_actors.py",
     ),
     # -- stale means stop ------------------------------------------------------------------------

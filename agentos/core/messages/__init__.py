@@ -43,7 +43,6 @@ from agentos.core.messages.base import (
     is_address,
     region_of,
     role_of,
-    weight,
 )
 from agentos.core.messages.clients import (
     Bye,
@@ -198,5 +197,4 @@ __all__ = [
     "refusal",
     "region_of",
     "role_of",
-    "weight",
 ]

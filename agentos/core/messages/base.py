@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from agentos.core.addresses import call_row as call_row  # noqa: PLC0414 - exported, also for mypy
+from agentos.core.addresses import is_address as is_address  # noqa: PLC0414
+from agentos.core.addresses import region_of as region_of  # noqa: PLC0414
+from agentos.core.addresses import role_of as role_of  # noqa: PLC0414
 from agentos.core.epoch import Epoch
 from agentos.core.limits import MAX_INT
 
@@ -30,32 +33,6 @@ MESSAGE_BYTES = 8 * 1024
 """What a message counts as for its own sake, beside its content; see `weight`."""
 NEIGHBOUR = ""
 """The address of the switch at the other end of a link."""
-
-_RESERVED = frozenset({"gateway", "store", "region", "proxy", "client", "agents"})
-_ADDRESS = re.compile(r"[a-z]+(/[A-Za-z0-9._-]+)*")
-
-
-def is_address(text: str) -> bool:
-    """Whether `text` may name an actor."""
-    return len(text) <= 200 and _ADDRESS.fullmatch(text) is not None
-
-
-def role_of(address: str) -> str:
-    """The role that an address plays: its first part, or `actor` for a name of the user's own."""
-    if not address:
-        return "link"
-    head = address.partition("/")[0]
-    return head if head in _RESERVED else "actor"
-
-
-def region_of(proxy: str) -> str:
-    """The region that a proxy belongs to: `proxy/eu/3` is of `region/eu`."""
-    return "region/" + "".join(proxy.split("/")[1:2])
-
-
-def call_row(node: str, round_: int, slot: str) -> str:
-    """The progress row of one saved answer, and with the task's id its idempotency key."""
-    return f"{node}/{round_}/{slot}"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
@@ -177,13 +154,6 @@ class Sealed(msgspec.Struct, frozen=True, gc=False):
 
     kind: str
     body: bytes
-
-
-def weight(message: Message | Sealed) -> int:
-    """What a message counts as while it waits, in bytes, against `limits.peer_bytes`."""
-    if isinstance(message, Sealed):
-        return MESSAGE_BYTES + len(message.body)
-    return MESSAGE_BYTES + len(getattr(message, "task_description", ""))
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
