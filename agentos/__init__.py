@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from agentos.agents.openai import OpenAIAgent
     from agentos.blocking import Client, Task
     from agentos.client import AsyncClient, connect
-    from agentos.cluster import Cluster, Host
+    from agentos.cluster import Cluster
     from agentos.core.epoch import Epoch
     from agentos.core.errors import (
         AddressTaken,
@@ -52,7 +52,7 @@ else:
             "AsyncClient": "agentos.client",
             "connect": "agentos.client",
             "Cluster": "agentos.cluster",
-            "Host": "agentos.cluster",
+            "Host": "agentos.host",
             "Epoch": "agentos.core.epoch",
             "AddressTaken": "agentos.core.errors",
             "AgentError": "agentos.core.errors",

@@ -51,6 +51,8 @@ class Child:
         self.process: asyncio.subprocess.Process | None = None
         self.record: RoleProcess | None = None
         self.url = ""
+        self.door = ""
+        """Where its store listens itself, if it is a gateway with one."""
         self.error = ""
         self.ready = asyncio.Event()
         """Set when the first of its processes is ready, and from then on."""
@@ -88,7 +90,8 @@ class Child:
         assert process is not None, f"{self.name} was not spawned"
         assert process.stdin is not None
         assert process.stdout is not None
-        urls, shortcuts = await self._dial(self.parents), await self._dial(self.shortcuts)
+        urls = await self._dial(self.parents, lambda parent: parent.url)
+        shortcuts = await self._dial(self.shortcuts, lambda gateway: gateway.door or gateway.url)
         spec = msgspec.structs.replace(
             self.spec, parents=urls, shortcuts=shortcuts, local_url=local_url
         )
@@ -99,10 +102,10 @@ class Child:
             self._hear(line)
         return self._ready_at is not None
 
-    async def _dial(self, above: Sequence[Child]) -> tuple[str, ...]:
+    async def _dial(self, above: Sequence[Child], where: Callable[[Child], str]) -> tuple[str, ...]:
         for parent in above:
             await parent.ready.wait()
-        return tuple(self._dialled(self.name, p.name, p.url) for p in above)
+        return tuple(self._dialled(self.name, p.name, where(p)) for p in above)
 
     async def end(self) -> int:
         """Wait until the process closes its output and ends; returns its exit status."""
@@ -148,9 +151,13 @@ class Child:
         report = msgspec.json.decode(line, type=Ready)
         self.error = report.error
         if not report.error:
-            self.url = report.url
+            self.url, self.door = report.url, report.door
             # Those below know this address: the next process of the role takes it again.
-            self.spec = msgspec.structs.replace(self.spec, listen=report.url or self.spec.listen)
+            self.spec = msgspec.structs.replace(
+                self.spec,
+                listen=report.url or self.spec.listen,
+                door=report.door or self.spec.door,
+            )
             self.record = RoleProcess.of(self.name, self.pid, self.url)
             self._ready_at = time.monotonic()
             self.ready.set()

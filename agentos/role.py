@@ -33,7 +33,7 @@ from agentos.core.errors import (
 from agentos.core.limits import Limits
 
 if TYPE_CHECKING:
-    from agentos.cluster import Host
+    from agentos.host import Host
 
 REFUSED_FACTOR = 2.0
 """How much longer a role asks for a name that another has than the dead are remembered."""
@@ -60,6 +60,7 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         parents: the URLs above it: of stores, gateways or regions.
         shortcuts: the URLs of gateways to which a proxy may write what is for the store, past its
             region.
+        door: where a gateway's store listens for such shortcuts itself; "" if it does not.
         database: its database's URL, if it has one.
         data: the folder that it locks; "" if somebody else has locked it.
         agents: what a proxy offers.
@@ -73,6 +74,7 @@ class RoleSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: str = ""
     parents: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
+    door: str = ""
     database: str = ""
     data: str = ""
     agents: dict[str, AgentConfig] = {}
@@ -88,6 +90,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     pid: int
     url: str = ""
+    door: str = ""
     error: str = ""
 
 
@@ -109,8 +112,8 @@ def run(
     # Imported when wanted: `agentos up` describes roles, and runs none.
     import structlog
 
-    from agentos.cluster import Host
     from agentos.datadir import DataFolder
+    from agentos.host import Host
 
     # The thread of the sockets gives the interpreter's lock away at every message; a busy actor
     # gives it back only after this interval (5 ms by default), which would be its message rate.
@@ -127,10 +130,11 @@ def run(
         host = Host(spec.limits, agents, on_give_up=lambda _address: words.put(FAILED))
         stack.enter_context(host)
         url = _start(host, spec)
+        door = host.store_door(spec.role, spec.door) if spec.door else ""
         if _joined(host, spec, stop):
             host.attend_links(spec.role)
             gc.freeze()  # what is there now stays: the modules, for the most part
-            report(Ready(role=spec.role, pid=os.getpid(), url=url))
+            report(Ready(role=spec.role, pid=os.getpid(), url=url, door=door))
         if stop.get() == FAILED:
             raise AgentOSError(f"{spec.role} failed too often to go on; its log says why")
         structlog.get_logger().info("role_stops", role=spec.role)
@@ -215,7 +219,7 @@ def main() -> NoReturn:
 def prepare(kind: str) -> None:
     """What such a role will need, while its parents start."""
     logs.import_without_rich()
-    import_module("agentos.cluster")
+    import_module("agentos.host")
     if kind == "proxy":
         import_module("agentos.runtime.agents")
 

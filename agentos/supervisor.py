@@ -160,6 +160,7 @@ class Supervisor:
             limits=self._config.limits,
             log_level=self._log_level,
             log_json=self._log_json,
+            door=ANY_PORT if has_database and kind == "gateway" else "",
         )
         return Child(spec, parents, cluster, self._dialled, shortcuts)
 

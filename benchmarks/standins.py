@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from agentos import EchoAgent
-from agentos.cluster import Host
+from agentos.host import Host
 from agentos.logs import configure
 from benchmarks.job import WrongCount
 

@@ -41,7 +41,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
 """What a room may import. Rooms that are not here may import all but the adapters and the CLI."""
 
 ADAPTERS = frozenset({"transports", "storage"})
-KNOW_ADAPTERS = frozenset({*ADAPTERS, "registry", "cluster", "simulation", "testing"})
+KNOW_ADAPTERS = frozenset({*ADAPTERS, "registry", "cluster", "host", "simulation", "testing"})
 
 PURE = frozenset(
     {

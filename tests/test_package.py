@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,6 @@ def test_the_names_have_homes() -> None:
     """Every public name is what its own module defines, is listed, and no other name is made up."""
     for name in agentos.__all__:
         home = vars(agentos)["_HOMES"][name]
-        assert getattr(sys.modules[home], name) is getattr(agentos, name)
+        assert getattr(import_module(home), name) is getattr(agentos, name)
     assert set(agentos.__all__) <= set(dir(agentos))
     assert not hasattr(agentos, "no_such_name")

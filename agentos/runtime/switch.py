@@ -127,14 +127,16 @@ class Switch:
 
     # -- links ---------------------------------------------------------------------------------
 
-    def listen(self, url: str) -> str:
+    def listen(self, url: str, transports: Transports | None = None) -> str:
         """Accept children at `url`, once you have an actor here; returns where they can reach it.
+
+        `transports` other than its own have loops of their own.
 
         Raises:
             AddressTaken: somebody else listens there.
             LocalProtocolError: the URL cannot be listened on.
         """
-        listener = self._transports.of(url).listen(url, self)
+        listener = (transports or self._transports).of(url).listen(url, self)
         with self._lock:
             self._listeners.append(listener)
             if self._sweeper is None:
@@ -217,8 +219,8 @@ class Switch:
                 self._log.error("message_cannot_be_sent", to=batch[0].to, error=str(error))
                 self._give_back(batch, error)
                 return
-            for envelope in batch:  # one of them cannot be written; the others must not suffer
-                self._try(deliver, [envelope])
+            for one in batch:  # one of them cannot be written; the others must not suffer
+                self._try(deliver, [one])
 
     def _opened(self, deliver: Deliver) -> Deliver:
         def opened(batch: list[m.Envelope]) -> None:
@@ -362,8 +364,8 @@ class Switch:
         self.counters["spoke_as_another" if known else "spoke_before_hello"] += 1
         # Also to whom we know: it may have lost a name to a greeting of its own that came late.
         self._answer(connection, envelope, hello_first())
-        reason = "which it is not" if known else "before it said hello"
-        error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, {reason}")
+        why = "which it is not" if known else "before it said hello"
+        error = RemoteProtocolError(f"a peer spoke as {envelope.sender!r}, {why}")
         self._protocol_error(None if self._peers.forwards(connection) else connection, error)
         return False
 
@@ -394,5 +396,4 @@ class Switch:
             self.closed(connection)
 
     def _answer(self, connection: Connection, question: m.Envelope, message: m.Message) -> None:
-        answer = m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, message, question.ref)
-        self._try(connection.send, [answer])
+        self._try(connection.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, message, question.ref)])
