@@ -164,6 +164,7 @@ def serve(threads: int, parallel: int) -> None:
     with ready:
         ready.write(f"{server.listening_address}/v1\n")
     sys.stdin.read()
+    os._exit(0)  # there is nothing to save, and the server's own threads may take their time
 
 
 def main() -> None:
