@@ -53,7 +53,7 @@ types: $(VENV)/.ready-dev  ## mypy --strict on the package as it installs
 
 check: lint types test  ## all three
 
-bench: $(MEASURED)  ## every goal of speed with its figure on this machine (about 14 minutes)
+bench: $(MEASURED)  ## every goal of speed with its figure on this machine (about 17 minutes)
 	$(MEASURE) -m benchmarks $(BENCH_ARGS)
 
 bench-peers: $(MEASURED)  ## the same job on other runners, in build/peers (about 20 minutes)

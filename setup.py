@@ -14,9 +14,9 @@ from setuptools import Extension, setup
 
 COMPILED = {
     "core": (
-        "addresses audience balancing beating calls deliberation executor fields fleet floors gateway graph holdings "
-        "jsontext liveness loading placement places prepared proxy region rooms routes rows scheduling store "
-        "taskrun timers weight"
+        "addresses audience balancing beating calls deliberation executor fields fleet floors gateway "
+        "graph holdings jsontext liveness loading placement places prepared proxy region rooms routes "
+        "rows scheduling store taskrun timers weight"
     ),
     "runtime": "asking links mailbox peers results switch turns uplink wire",
 }

@@ -55,7 +55,7 @@ class Part(NamedTuple):
 
 PARTS: Mapping[str, Part] = {
     "speed": Part(speed.measure, 0, 28),
-    "overhead": Part(overhead.measure, 1, 24),
+    "overhead": Part(overhead.measure, 1, 52),
     "finished": Part(finished.measure, 5, 5, 40),
     "proxies": Part(many.proxies, 45, 12),
     "backlog": Part(many.backlog, 5, 0, 90),

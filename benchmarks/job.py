@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentos import AsyncClient
 
-GRAPH = {
+GRAPH: dict[str, Any] = {
     "nodes": {
         "n1": {"agent": "echo", "prompt": "x"},
         "a": {"agent": "echo", "prompt": "${n1}a"},
@@ -30,6 +30,12 @@ class WrongCount(Exception):
     """Not every result came, or one is wrong: the figures are worth nothing."""
 
 
+def own_graph(number: int) -> Mapping[str, Any]:
+    """The job with a graph that no other task has: another time limit for its first node."""
+    first = {**GRAPH["nodes"]["n1"], "timeout_s": 60 + number / 1000}
+    return {**GRAPH, "nodes": {**GRAPH["nodes"], "n1": first}}
+
+
 async def throughput(
     client: AsyncClient,
     tasks: int,
@@ -37,18 +43,22 @@ async def throughput(
     output: str = OUTPUT,
     timeout_s: float = 300,
     in_flight: int = IN_FLIGHT,
+    graph_of: Callable[[int], Mapping[str, Any]] | None = None,
 ) -> float:
     """Tasks per second, from the first submit to the last result, `in_flight` at a time at most.
+
+    With `graph_of`, each task has the graph of its number.
 
     Raises:
         WrongCount: a result is wrong.
     """
     outputs: list[Any] = []
-    left = iter(range(tasks))
+    graphs = [graph if graph_of is None else graph_of(number) for number in range(tasks)]
+    left = iter(graphs)
 
     async def one_after_another() -> None:
-        for _ in left:
-            task = await client.submit(graph)
+        for each in left:
+            task = await client.submit(each)
             outputs.append(await task.result(timeout_s=timeout_s))
 
     start = time.perf_counter()

@@ -52,6 +52,8 @@ def measure(settings: Settings) -> list[Figure]:
         cpu = found[f"up cpu {tasks}"]
         add(f"CPU of a task, all processes and the client, {tasks:,} tasks", "µs", cpu)
         add(f"{tasks:,} tasks of 5 nodes, {home}", "tasks/s", found[f"embedded {tasks}"])
+    own = f"the same of {sizes[0]:,} tasks, no two of which have the same graph, `agentos up`"
+    add(own, "tasks/s", found["up own"])
     add(f"one task alone, p50, {home}", "ms", found["embedded alone"], at_most(3))
     add(f"one task alone, p50, {where}", "ms", found["up alone"], at_most(5))
     add("one task alone on bare parts, p50", "ms", found["bare alone"])
@@ -78,6 +80,7 @@ async def _run(
             before = clusters.all_cpu_s(up)
             found[f"{tasks}"] = await job.throughput(client, tasks)
             found[f"cpu {tasks}"] = 1e6 * (clusters.all_cpu_s(up) - before) / tasks
+        found["own"] = await job.throughput(client, sizes[0], graph_of=job.own_graph)
         return found
 
 
