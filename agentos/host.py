@@ -170,7 +170,8 @@ class Host:
         """Let what is for a gateway's store come straight to it, past its gateway's actor.
 
         The store's actor waits at the sockets of this door itself. While its disk is slow nobody
-        answers there, and those who use it (`shortcuts`) go by their regions.
+        answers there, and those who use it (`shortcuts`) go by their regions; what the store
+        answers then may be lost on its way through the door, and is asked for again.
 
         Returns:
             where it listens.

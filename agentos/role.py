@@ -130,7 +130,7 @@ def run(
         host = Host(spec.limits, agents, on_give_up=lambda _address: words.put(FAILED))
         stack.enter_context(host)
         url = _start(host, spec)
-        door = host.store_door(spec.role, spec.door) if spec.door else ""
+        door = _open_door(host, spec)
         if _joined(host, spec, stop):
             host.attend_links(spec.role)
             gc.freeze()  # what is there now stays: the modules, for the most part
@@ -162,6 +162,19 @@ def _start(host: Host, spec: RoleSpec) -> str:
         host.proxy(region, own, spec.parents, shortcuts=spec.shortcuts)
         return ""
     raise ConfigError(f"{spec.role!r} is no role")
+
+
+def _open_door(host: Host, spec: RoleSpec) -> str:
+    """Where the store's own listener is; nowhere, if its address is taken: all goes the longer way."""
+    import structlog
+
+    if not spec.door:
+        return ""
+    try:
+        return host.store_door(spec.role, spec.door)
+    except AddressTaken as error:
+        structlog.get_logger().warning("no_door", role=spec.role, reason=str(error))
+        return ""
 
 
 def _joined(host: Host, spec: RoleSpec, stop: queue.SimpleQueue[str]) -> bool:

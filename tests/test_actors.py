@@ -147,6 +147,7 @@ class Echo:
             return [m.Send("client/y", m.Say(value="tick"))]
         assert isinstance(message, m.Say)
         if message.value == "break":
+            self.due = 0.0  # long ago: half changed, it wants to be woken
             raise RuntimeError("broken")
         if message.value == "wake me":
             self.due = now + 0.05
@@ -211,6 +212,7 @@ def test_too_many_failures_stop_the_actor(switch: Switch, heard: list[m.Envelope
     switch.send([said("break")] * (MAX_FAILURES * 3))
     eventually(lambda: not actor.is_alive())
     assert gave_up == ["worker/x"]
+    assert not heard  # the last machine, which broke, was woken no more
     assert switch.counters["machine_failures"] == MAX_FAILURES + 1
     with pytest.raises(pykka.ActorDeadError):
         switch.ref("worker/x").ask("hello?", timeout=10)

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agentos.core import messages as m
 from agentos.core.errors import Overloaded
@@ -122,4 +123,37 @@ def test_a_deadline_ends_the_wait_at_the_sockets() -> None:
     ran = threading.Event()
     io.submit(ran.set)
     assert ran.wait(DEADLINE_S)
+    assert io.stop(lambda: None, timeout_s=DEADLINE_S)
+
+
+def test_a_loop_that_fails_costs_no_actor() -> None:
+    """The actor goes on with its own queue, and the sockets with their own thread."""
+    io = IOThread("agentos-zeromq-test")
+    mailbox = Mailbox(bound=10, batch=10)
+    mailbox.deadline = lambda: time.monotonic() + 0.01
+    mailbox.attend(io)
+    assert mailbox.get().message == []
+    poll = io._poller.poll
+
+    def fail_once(*_: object) -> None:
+        io._poller.poll = poll  # type: ignore[method-assign]
+        raise OSError("no more")
+
+    io._poller.poll = fail_once  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        assert mailbox.get().message == []
+    assert [entry["event"] for entry in logs] == ["loop_failed"]
+    assert not io.is_current()
+    mailbox.deliver([said("client/a", 1)])
+    assert taken(mailbox) == [("client/a", 1)]
+    assert io.stop(lambda: None, timeout_s=DEADLINE_S)
+
+
+def test_a_closed_mailbox_takes_no_loop() -> None:
+    """An actor that has ended does not take the sockets' loop to its grave."""
+    io = IOThread("agentos-zeromq-test")
+    mailbox = Mailbox(bound=10, batch=10)
+    mailbox.close()
+    mailbox.attend(io)
+    assert mailbox.empty()
     assert io.stop(lambda: None, timeout_s=DEADLINE_S)

@@ -15,7 +15,7 @@ from agentos.core import prepared
 from agentos.core.errors import GraphError
 from agentos.core.graph import Graph, parse_graph
 from agentos.core.limits import Limits
-from agentos.core.prepared import NODE_BYTES, PreparedGraphs
+from agentos.core.prepared import NODE_BYTES, SEGMENT_BYTES, PreparedGraphs
 
 LIMITS = Limits(max_depth=6, max_description_bytes=400, max_nodes=4)
 
@@ -153,7 +153,7 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(prepared, "parse_graph", counting)
     first, second, third = (graph_text(None, prompt) for prompt in ("one", "two", "three"))
-    graphs = PreparedGraphs(Limits(), most=2 * (NODE_BYTES + 100))
+    graphs = PreparedGraphs(Limits(), most=2 * (NODE_BYTES + SEGMENT_BYTES + 100))
     for text in (first, second, first, third, first, second):
         graphs.read(text)
     assert parsed == [first, second, third, second]
@@ -162,3 +162,13 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for text in (first, first):
         small.read(text)
     assert parsed == [first, first]
+
+
+def test_no_input_is_kept() -> None:
+    """Somebody's input is not held in memory for as long as its graph is remembered."""
+    graphs = PreparedGraphs(Limits())
+    large = {"topic": "bees", "more": [{} for _ in range(10_000)]}
+    graphs.read(graph_text(large))
+    (kept,) = graphs._kept.values()
+    assert kept.graph.input is None
+    assert kept.weight < 3 * NODE_BYTES

@@ -138,7 +138,11 @@ class IOThread:
         """Run the loop once in the caller's thread, which takes it over with its first turn."""
         if not self.is_current() and not self._taken_over():
             return False
-        self._once(wait_s, ready)
+        try:
+            self._once(wait_s, ready)
+        except BaseException:
+            self.leave()
+            raise
         if self._at_end is not None:
             self.leave()
         return self.is_current()

@@ -17,9 +17,10 @@ from agentos.core.limits import Limits
 from agentos.core.prompts import INPUT, PromptError, Reference
 
 KEPT_BYTES: Final = 4 * 1024 * 1024
-"""What kept graphs may weigh together: their texts, and `NODE_BYTES` for each node of theirs."""
+"""What kept graphs may weigh together; see `Kept.weight`."""
 NODE_BYTES: Final = 2_048
-"""About what one parsed node takes in memory beside its text."""
+SEGMENT_BYTES: Final = 128
+"""About what a parsed node, and each piece of its prompt, takes in memory beside its text."""
 
 _Key = tuple[tuple[str, bytes], ...]
 """The members of a description and their texts, that of the input left out."""
@@ -27,10 +28,18 @@ _MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Kept:
-    """A graph that was read, what it weighs, and where its prompts look into the input."""
+    """A graph that was read, without its input: that is another each time.
 
-    def __init__(self, graph: Graph, weight: int) -> None:
-        self.graph: Final = graph
+    Attributes:
+        weight: about what it takes in memory, in bytes.
+        input: where its prompts look into the input.
+    """
+
+    def __init__(self, graph: Graph, key: _Key) -> None:
+        self.graph: Final = graph.with_input(None)
+        weight = sum(len(name) + len(text) for name, text in key)
+        for node in graph.nodes.values():
+            weight += NODE_BYTES + SEGMENT_BYTES * len(node.prompt.segments)
         self.weight: Final = weight
         self.input: Final[list[Reference]] = [
             reference
@@ -73,7 +82,7 @@ class PreparedGraphs:
                 return graph
         graph = parse_graph(text, self._limits)
         if kept is None:
-            self._keep(key, Kept(graph, len(text) + NODE_BYTES * len(graph.nodes)))
+            self._keep(key, Kept(graph, key))
         return graph
 
     def _apart(self, text: str) -> tuple[_Key, msgspec.Raw | None] | None:

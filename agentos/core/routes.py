@@ -84,7 +84,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
 }
 
 
-REMEMBERED: Final = 65_536
+REMEMBERED: Final = 8_192
 """Triples of kind, sender and receiver that `Permits` remembers before it begins anew."""
 
 

@@ -116,7 +116,7 @@ class MachineActor(pykka.ThreadingActor):
         if waiting:
             mailbox.put_back(list(waiting))
         due = self._machine.next_deadline()
-        if due is not None and due <= now:
+        if due is not None and due <= now and not self._gave_up:
             tick = m.Envelope(self.address, self.address, m.Tick())
             out += turns.handled(self._machine, self.address, [tick], now, self._failed)
         if out:

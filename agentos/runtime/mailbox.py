@@ -11,12 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pykka
+import structlog
 from pykka._envelope import Envelope as PykkaEnvelope
 
 from agentos.core import messages as m
 from agentos.core.errors import Overloaded
 from agentos.core.loop import Loop
 from agentos.core.weight import weight
+
+log = structlog.get_logger()
 
 Batch = list[m.Envelope]
 LONGEST_WAIT_S = 3600.0
@@ -75,7 +78,10 @@ class Mailbox:
 
     def attend(self, loop: Loop) -> None:
         """From the next `get` on, wait by turning this loop, in the actor's thread."""
-        self._loop = loop
+        with self._lock:
+            if self._closed:
+                return  # nobody would turn it
+            self._loop = loop
         self._inlet.put([])  # it may be waiting already
 
     def put(self, envelope: PykkaEnvelope[Any]) -> None:
@@ -119,8 +125,8 @@ class Mailbox:
         """Take no more batches: nobody will read them. From the actor's thread."""
         with self._lock:
             self._closed = True
-        if (loop := self._loop) is not None:
-            self._loop = None
+            loop, self._loop = self._loop, None
+        if loop is not None:
             loop.leave()
 
     def get(self) -> PykkaEnvelope[Any]:
@@ -153,7 +159,12 @@ class Mailbox:
 
     def _turn(self, loop: Loop) -> None:
         busy = self._waiting or self._held is not None
-        if not loop.turn(0.0 if busy else self._patience(), self._has_come):
+        try:
+            mine = loop.turn(0.0 if busy else self._patience(), self._has_come)
+        except Exception:  # the links are their own thread's again, and the actor goes on
+            log.exception("loop_failed")
+            mine = False
+        if not mine:
             self._loop = None
         self._let_in()
 
