@@ -171,7 +171,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--alone", type=int, metavar="KILLS", help="instead: so many kills, each alone"
     )
-    parser.add_argument("--gateways", type=int, default=2)
+    parser.add_argument(
+        "--gateways",
+        type=int,
+        default=2,
+        help="2, with a store apart; in one, the store is with it",
+    )
     parser.add_argument("--regions", type=int, default=3)
     parser.add_argument("--proxies", type=int, default=3, help="in each region")
     parser.add_argument("--workers", type=int, default=16, help="tasks on their way at a time")

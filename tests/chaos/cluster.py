@@ -34,12 +34,17 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, float] = {}
 
     @property
+    def apart(self) -> bool:
+        """Whether the store is a process of its own: else it is in the only gateway's, with a door."""
+        return self.gateways > 1
+
+    @property
     def roles(self) -> list[str]:
         """Every role by name."""
         regions = [f"r{i}" for i in range(1, self.regions + 1)]
         gateways = ["main", *map(str, range(2, self.gateways + 1))]
         return [
-            "store",
+            *(["store"] if self.apart else []),
             *(f"gateway/{name}" for name in gateways),
             *(f"region/{name}" for name in regions),
             *(f"proxy/{name}/{i}" for name in regions for i in range(1, self.proxies + 1)),
@@ -140,7 +145,7 @@ class Attacked:
 gateways = {shape.gateways}
 regions = {shape.regions}
 proxies = {shape.proxies}
-store = true
+store = {str(shape.apart).lower()}
 data = "{self.data}"
 listen = "tcp://127.0.0.1:{_free_ports(shape.gateways)}"
 max_restarts = 1000000

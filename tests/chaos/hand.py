@@ -68,10 +68,15 @@ def schedule(seed: int, roles: Sequence[str], gap_s: float, longest_s: float) ->
         in {("gateway", "store"), ("region", "gateway"), ("proxy", "gateway")}
         or (child.startswith("proxy/") and parent == f"region/{child.split('/')[1]}")
     ]
+    kinds = {
+        kind: often
+        for kind, often in ROLES.items()
+        if any(name.partition("/")[0] == kind for name in roles)
+    }
     while True:
         after = min(3 * gap_s, max(0.2 * gap_s, random.expovariate(1 / gap_s)))
         what = random.choices([*KINDS], [*KINDS.values()])[0]
-        role = random.choices([*ROLES], [*ROLES.values()])[0]
+        role = random.choices([*kinds], [*kinds.values()])[0]
         target = random.choice([name for name in roles if name.partition("/")[0] == role])
         link = ">".join(random.choice(links))
         how = random.choice(("silent", "down"))
@@ -206,7 +211,8 @@ class Hand:
                 filler.unlink(missing_ok=True)
                 return
             with contextlib.suppress(psutil.Error, KeyError):
-                store = psutil.Process(self.pids()["store"])
+                pids = self.pids()
+                store = psutil.Process(pids.get("store") or pids["gateway/main"])
                 before = store.rlimit(psutil.RLIMIT_FSIZE)
                 store.rlimit(psutil.RLIMIT_FSIZE, (1, before[1]))
                 time.sleep(seconds)
