@@ -105,8 +105,7 @@ class IOThread:
     def submit(self, task: Task) -> None:
         """Have `task` run by the thread, after those that were submitted before it."""
         self._tasks.append(task)
-        if self._asleep:
-            self._wake()
+        self.wake()
 
     def wake(self) -> None:
         """End the turn that waits, if one does: what it is to look at has changed."""

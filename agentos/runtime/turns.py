@@ -53,8 +53,7 @@ def handled(
         except Exception:  # noqa: BLE001 - the shell's boundary: nothing off the wire stops an actor
             current = failed(envelope, now)
             continue
-        for send in sends:
-            out.append(m.Envelope(send.to, address, send.message, send.ref))
+        out += envelopes(address, sends)
     return out
 
 
