@@ -7,8 +7,7 @@ import socket as bsd
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import psutil
@@ -20,7 +19,8 @@ from agentos.core.errors import HostilePeerError, Overloaded
 from agentos.runtime.wire import JsonCodec
 from agentos.testing.transport_recorder import Recorder, eventually
 from agentos.transports.zeromq import ZeroMQTransport
-from agentos.transports.zeromq_door import LOOK_S
+from agentos.transports.zeromq_door import THOROUGH
+from agentos.transports.zeromq_listener import RouterListener
 from tests.attack.peer import Peer, frame, handshake, tcp
 from tests.switches import FAST
 
@@ -44,21 +44,33 @@ def ended(connection: bsd.socket) -> bool:
     return True
 
 
+def message(parts: Sequence[bytes], *, whole: bool = True) -> bytes:
+    """These frames as they go over a connection; the last one promises more unless `whole`."""
+    last = len(parts) - 1
+    return b"".join(frame(part, more=not whole or i < last) for i, part in enumerate(parts))
+
+
+def at_rest(listener: RouterListener) -> bool:
+    """Whether it is woken by nothing but its connections."""
+    return listener._door.at_rest
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_an_endless_message_is_cut_off(transport: ZeroMQTransport, known: bool) -> None:
     """Frames that promise more for ever are not gathered: their sender is disconnected, and told of.
 
-    Also one that was an honest peer, and has been quiet since.
+    Also one that was an honest peer, and has been quiet until the listener was at rest.
     """
     inbox = Recorder()
-    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
+    url = listener.url
     before = psutil.Process().memory_info().rss
     with tcp(url) as connection:
         handshake(connection)
         if known:
-            connection.sendall(b"".join(frame(part, more=part != HELLO[-1]) for part in HELLO))
+            connection.sendall(message(HELLO))
             eventually(lambda: len(inbox.batches) == 1)
-            time.sleep(5 * LOOK_S)
+            eventually(lambda: at_rest(listener))
         blob = frame(b"x" * 200, more=True) * 5_000
         with contextlib.suppress(OSError):
             connection.settimeout(20)
@@ -83,12 +95,14 @@ def test_too_many_frames_are_the_end(transport: ZeroMQTransport) -> None:
 def test_silent_connections_make_room(transport: ZeroMQTransport) -> None:
     """More connections than children may be are ended, the silent ones first; who speaks is heard."""
     inbox = Recorder()
-    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
+    url = listener.url
     with contextlib.ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         good = stack.enter_context(contextlib.closing(Peer(context, url)))
         good.raw(*HELLO)
         inbox.wait_for(1)
+        eventually(lambda: at_rest(listener))
         crowd = [stack.enter_context(tcp(url)) for _ in range(LIMITS.max_children + 10)]
         eventually(lambda: len(inbox.errors) >= 10)
         assert all(isinstance(error, Overloaded) for _, error in inbox.errors)
@@ -98,16 +112,57 @@ def test_silent_connections_make_room(transport: ZeroMQTransport) -> None:
         assert not good.disconnections()
 
 
-def test_a_connection_that_ends_is_noticed(transport: ZeroMQTransport) -> None:
+@pytest.mark.parametrize("rested", [False, True])
+def test_a_connection_that_ends_is_noticed(transport: ZeroMQTransport, rested: bool) -> None:
     """A ROUTER does not say that a peer has gone; the listener does, after it has heard its last."""
     inbox = Recorder()
-    url = transport.listen("tcp://127.0.0.1:*", inbox).url
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
     with zmq.Context() as context:
-        peer = Peer(context, url)
+        peer = Peer(context, listener.url)
         peer.raw(*HELLO)
         inbox.wait_for(1)
+        if rested:
+            eventually(lambda: at_rest(listener))
         peer.close()
         eventually(lambda: len(inbox.ended) == 1)
+
+
+def test_whom_a_resting_listener_gives_up_is_disconnected(transport: ZeroMQTransport) -> None:
+    """What ends a connection is a look, and a look follows though nothing comes over it."""
+    inbox = Recorder()
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
+    with zmq.Context() as context, contextlib.closing(Peer(context, listener.url)) as peer:
+        peer.raw(*HELLO)
+        inbox.wait_for(1)
+        eventually(lambda: at_rest(listener))
+        (child,) = inbox.connections()
+        child.close()
+        assert peer.monitor.poll(20_000)
+
+
+@pytest.mark.parametrize("said", ["nothing", "half a message"])
+def test_a_listener_rests_only_when_all_is_well(transport: ZeroMQTransport, said: str) -> None:
+    """Who has said nothing, or has begun and not ended, is looked at until that has changed."""
+    inbox = Recorder()
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
+    eventually(lambda: at_rest(listener))
+    with tcp(listener.url) as connection:
+        parts: Sequence[bytes] = HELLO
+        if said != "nothing":
+            handshake(connection)
+            connection.sendall(message(HELLO))
+            inbox.wait_for(1)
+            eventually(lambda: at_rest(listener))
+            connection.sendall(message(HELLO[:3], whole=False))
+            parts = HELLO[3:]
+        eventually(lambda: not at_rest(listener))
+        looks = listener._door._looks
+        eventually(lambda: listener._door._looks > looks + 2 * THOROUGH)
+        assert not at_rest(listener)
+        if said == "nothing":
+            handshake(connection)
+        connection.sendall(message(parts))
+        eventually(lambda: at_rest(listener))
 
 
 def test_what_nobody_reads_is_bounded_in_bytes(transport: ZeroMQTransport) -> None:
@@ -116,8 +171,7 @@ def test_what_nobody_reads_is_bounded_in_bytes(transport: ZeroMQTransport) -> No
     url = transport.listen("tcp://127.0.0.1:*", inbox).url
     with tcp(url) as connection:
         handshake(connection)
-        parts = [frame(part, more=i < 5) for i, part in enumerate(HELLO)]
-        connection.sendall(b"".join(parts))
+        connection.sendall(message(HELLO))
         inbox.wait_for(1)
         (child,) = inbox.connections()
         answer = m.Envelope("client/x", "store", m.Sealed("task_list", b" " * 1_000_000))

@@ -20,7 +20,7 @@ import structlog
 import zmq
 
 from agentos.core.limits import Limits
-from agentos.transports.zeromq_io import Socket
+from agentos.transports.zeromq_io import Socket, Source
 
 log = structlog.get_logger(__name__)
 
@@ -85,11 +85,22 @@ class Door:
         self._looks = 0
         self._stirs = select.epoll() if hasattr(select, "epoll") else None
         """Tells, once, of connections that something has come over (edge-triggered)."""
+        self.at_rest = False
+        """Whether nothing is to be seen before a connection comes, or something over one."""
 
     def close(self) -> None:
         """Watch no more."""
         if self._stirs is not None:
             self._stirs.close()
+
+    def sources(self) -> list[Source]:
+        """What becomes readable, at rest, when it is time to look again."""
+        return [self._events] if self._stirs is None else [self._events, self._stirs.fileno()]
+
+    def rouse(self) -> None:
+        """The rest is over: looks follow, the first one in LOOK_S."""
+        self.at_rest = False
+        self._looked_at = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._visitors)
@@ -99,7 +110,7 @@ class Door:
         self.admit()
         return self._visitors.get(fd) or Visitor()
 
-    def admit(self, _events: int = 0) -> bool:
+    def admit(self) -> bool:
         """Note who was accepted; returns whether the listener itself was closed."""
         closed = False
         while self._events.poll(0):
@@ -123,8 +134,11 @@ class Door:
         now = time.monotonic()
         late = now - self._looked_at > 3 * LOOK_S
         self._looked_at = now
+        self._looks += 1
+        thorough = late or self._looks % THOROUGH == 0 or len(self._visitors) > self._max
+        stirred = self._stirred()
         endless, unread = [], {}
-        for fd, visitor in self._stirred(late):
+        for fd, visitor in self._chosen(stirred, thorough):
             received = self._received(fd)
             visitor.calm = visitor.told or late or received == visitor.mark
             if received is None:
@@ -142,23 +156,35 @@ class Door:
                 endless.append(self._visitors[fd])
                 self._end(fd)
                 del unread[fd]
+        calm = stirred is not None and not stirred and not endless
+        self.at_rest = calm and thorough and self._is_quiet()
         return endless
 
-    def _stirred(self, late: bool) -> list[tuple[int, Visitor]]:
+    def _stirred(self) -> set[int] | None:
+        """Whom something has come over since this was asked; None where that cannot be told."""
+        if self._stirs is None:
+            return None
+        return {fd for fd, _ in self._stirs.poll(0, max(1, len(self._visitors)))}
+
+    def _chosen(self, stirred: set[int] | None, thorough: bool) -> list[tuple[int, Visitor]]:
         """Those to look at: asking the kernel of each, every time, is dear for a thousand.
 
         That something has come over a connection it says of all of them at once.
         """
-        self._looks += 1
-        thorough = late or self._looks % THOROUGH == 0 or len(self._visitors) > self._max
-        if self._stirs is None or thorough or not self._visitors:
+        if stirred is None or thorough:
             return list(self._visitors.items())
-        stirred = {fd for fd, _ in self._stirs.poll(0, len(self._visitors))}
         return [
             (fd, visitor)
             for fd, visitor in self._visitors.items()
             if fd in stirred or visitor.told or visitor.refused or not visitor.calm
         ]
+
+    def _is_quiet(self) -> bool:
+        """Whether all have said something, and it was whole, and nobody is on the way out."""
+        return not (self._left or self._leaving) and all(
+            visitor.spoke and visitor.calm and not visitor.refused
+            for visitor in self._visitors.values()
+        )
 
     def left(self) -> list[Visitor]:
         """Those who were gone at the look before the last, and were not heard since."""

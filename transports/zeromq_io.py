@@ -29,9 +29,11 @@ import zmq
 log = structlog.get_logger(__name__)
 
 Socket = zmq.Socket[bytes]
+Source = Socket | int
+"""What is polled: a socket of ZeroMQ, or a file descriptor."""
 Task = Callable[[], None]
 Handler = Callable[[int], None]
-"""Called with the poll events (`zmq.POLLIN`, `zmq.POLLOUT`) of one socket."""
+"""Called with the poll events (`zmq.POLLIN`, `zmq.POLLOUT`) of one source."""
 
 MAX_FRAMES: Final = 16
 """Frames of one message that are kept: more cannot be an envelope, and are read and dropped."""
@@ -89,7 +91,7 @@ class IOThread:
         self._handlers: dict[Any, Handler] = {}
         self._poller = zmq.Poller()
         self._waker = Waker()
-        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+        self.register(self._waker.fileno(), lambda _events: self._waker.clear())
         self._asleep = False
         self._lock = threading.Lock()
         self._at_end: Task | None = None
@@ -163,7 +165,7 @@ class IOThread:
 
     # -- from the thread itself --------------------------------------------------------------------
 
-    def register(self, source: Socket, handler: Handler) -> None:
+    def register(self, source: Source, handler: Handler) -> None:
         """Poll `source` for reading; call `handler` when there is something to read."""
         self._handlers[source] = handler
         self._poller.register(source, zmq.POLLIN)
@@ -172,7 +174,7 @@ class IOThread:
         """Poll a registered `source` for writing too, or no more."""
         self._poller.register(source, zmq.POLLIN | zmq.POLLOUT if wanted else zmq.POLLIN)
 
-    def unregister(self, source: Socket) -> None:
+    def unregister(self, source: Source) -> None:
         """Poll `source` no more."""
         if self._handlers.pop(source, None) is not None:
             self._poller.unregister(source)
@@ -211,16 +213,14 @@ class IOThread:
         self._guest = None
 
     def _once(self, wait_s: float, ready: Callable[[], bool]) -> None:
-        for _ in range(len(self._tasks)):
-            self._guard(self._tasks.popleft())
         while self._delayed and self._delayed[0][0] <= time.monotonic():
             self._tasks.append(heapq.heappop(self._delayed)[2])
+        for _ in range(len(self._tasks)):
+            self._guard(self._tasks.popleft())
         for source, events in self._poll(wait_s, ready):
             handler = self._handlers.get(source)
             if handler is not None:  # an earlier handler of this turn may have closed it
                 self._guard(handler, events)
-            elif source == self._waker.fileno():
-                self._waker.clear()
 
     def _poll(self, wait_s: float, ready: Callable[[], bool]) -> list[tuple[Any, int]]:
         if self._delayed:

@@ -117,7 +117,6 @@ class RouterListener:
         """Take the socket over."""
         self._shared.endpoints.add(self)
         self._io.register(self.socket, self._receive)
-        self._io.register(self._monitor, self._admit)
         self._io.later(LOOK_S, self._look)
 
     def drain(self) -> bool:
@@ -134,7 +133,7 @@ class RouterListener:
         self._children.clear()
         self._shared.endpoints.discard(self)
         self._io.unregister(self.socket)
-        self._io.unregister(self._monitor)
+        self._rouse()
         # Not unbind(): it ends the sessions of all peers, with what they have still to send.
         self.socket.close(linger=LINGER_MS)
         until = time.monotonic() + UNBIND_S
@@ -156,6 +155,7 @@ class RouterListener:
         self._children.pop(routing_id, None)
         if refuse:
             child.visitor.refused = True
+            self._rouse()
             self._refused[routing_id] = None
             if len(self._refused) > self._shared.limits.max_children:
                 del self._refused[next(iter(self._refused))]
@@ -209,14 +209,18 @@ class RouterListener:
         log.warning("peer_refused", peer=child.peer, reason=str(error))
         child.turn_away(error)
 
-    def _admit(self, _events: int) -> None:
-        self._door.admit()
+    def _rouse(self, _events: int = 0) -> None:
+        """Look again, every LOOK_S from now on."""
+        if self._door.at_rest:
+            for source in self._door.sources():
+                self._io.unregister(source)
+            self._door.rouse()
+            self._io.later(LOOK_S, self._look)
 
     def _look(self) -> None:
         """See what the door has seen, and end what has to be."""
         if self._gone.is_set():
             return
-        self._io.later(LOOK_S, self._look)
         for visitor in self._door.look():
             known = (child for child in self._children.values() if child.visitor is visitor)
             child = next(known, None) or self._stranger(visitor)
@@ -226,6 +230,11 @@ class RouterListener:
             child.lose()
         for visitor in self._door.crowd_out():
             self._turn_away(self._stranger(visitor), Overloaded(_FULL))
+        if self._door.at_rest:  # an idle process is not woken for nothing
+            for source in self._door.sources():
+                self._io.register(source, self._rouse)
+        else:
+            self._io.later(LOOK_S, self._look)
 
     def _stranger(self, visitor: Visitor) -> Child:
         """Somebody who has never said anything, for the receiver to count."""
