@@ -365,6 +365,22 @@ def test_one_that_rests_is_expected_at_once_when_it_is_given_something() -> None
     assert next(now for now in looks if tell_down(machine, now)) == 5.0
 
 
+def test_a_region_that_rests_wakes_for_heartbeats_and_sweeps_only() -> None:
+    """A cluster with nothing to do is not woken for nothing: each of its looks is at a heartbeat."""
+    machine = region(P0, P1)
+    said: list[set[type[m.Message]]] = []
+    for _ in range(40):
+        now = machine.next_deadline()
+        assert now is not None
+        sends = tell(machine, ME, m.Tick(), now)
+        said.append({type(send.message) for send in sends})
+        for send in sends:
+            if isinstance(send.message, m.FindTasks):
+                none = m.TasksFound(region=ME, agents=None, tasks=())
+                machine.handle(m.Envelope(ME, "store", none, send.ref), now)
+    assert all({m.RegionBeat, m.FindTasks} & words for words in said[6:])
+
+
 def test_one_that_never_heard_of_its_task_is_asked_and_not_suspected() -> None:
     """A lost `Run` costs a second: the resting owner is roused until it holds what it was given."""
     machine = region(P0)

@@ -74,6 +74,10 @@ class Fleet(Liveness[m.ProxyBeat]):
             if peer and not (peer.suspected or peer.beat.calls or peer.beat.claims)
         ]
 
+    def any_expected(self) -> bool:
+        """Whether the next heartbeat of anybody is expected soon: not if all of them rest."""
+        return bool(self._awake or self._changed)
+
     def _expect_all(self, now: float) -> None:
         """Note which proxies may be silent for long; those that may not any more, from now on."""
         for address in self._changed:

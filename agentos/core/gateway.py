@@ -362,7 +362,7 @@ class GatewayMachine:
         out: list[m.Send] = []
         for key in self._timers.pop_due(now):
             if key == LOOK:
-                self._timers.set(LOOK, now + self._limits.heartbeat_s / 2)
+                self._timers.set(LOOK, now + self._limits.heartbeat_s)
                 out += self._look(now)
             elif key == SWEEP:
                 # The first sweep waits: regions that are alive have a right to say so.

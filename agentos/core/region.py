@@ -302,12 +302,15 @@ class RegionMachine:
                 self._timers.set(BEAT, now + self._limits.heartbeat_s)
                 out.append(m.Send(m.GATEWAY, self._report()))
             elif key == LOOK:
-                self._timers.set(LOOK, now + self._limits.heartbeat_s / 2)
                 out += self._bury(self._proxies.newly_suspected(now), now)
                 out += [m.Send(proxy, m.Rouse()) for proxy in self._proxies.to_rouse()]
                 self._proxies.forget_silent(now)
                 for agent in self._missing.keys() & self._proxies.agents():
                     del self._missing[agent]
+                beat_s = self._limits.heartbeat_s
+                beat = self._reported_at + beat_s  # while all rest, no wake-up is for looks alone
+                rest = beat if beat > now else now + beat_s
+                self._timers.set(LOOK, now + beat_s / 2 if self._proxies.any_expected() else rest)
             elif key == SWEEP:
                 if not self._settled:
                     # Just started: let the proxies say what they hold before we judge.
