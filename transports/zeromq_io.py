@@ -37,7 +37,7 @@ Handler = Callable[[int], None]
 
 MAX_FRAMES: Final = 16
 """Frames of one message that are kept: more cannot be an envelope, and are read and dropped."""
-GUEST_LOOK_S: Final = 30.0
+GUEST_LOOK_S: Final = 120.0
 """How often the thread that lent its loop looks whether the guest is still alive: an actor gives it
 back when it ends, and a hundred idle processes must not wake a hundred times a second."""
 _MORE: Final = int(zmq.SNDMORE | zmq.DONTWAIT)
