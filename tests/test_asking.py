@@ -15,7 +15,7 @@ from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.errors import Overloaded
 from agentos.core.limits import Limits
-from agentos.runtime.asking import AsyncAsker, Waiter
+from agentos.runtime.asking import TOGETHER, AsyncAsker, Waiter
 from agentos.runtime.switch import Switch
 from tests.switches import FAST, Net, net
 
@@ -51,16 +51,33 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(work, 60))
 
 
-def test_one_turn_is_one_batch(world: Net) -> None:
+@pytest.mark.parametrize("batch", [TOGETHER + 20, TOGETHER - 20])
+def test_one_turn_is_one_batch(world: Net, batch: int) -> None:
     """What is asked in one turn of the loop leaves together, in order, in lists that are bounded."""
 
     async def work() -> None:
-        room = Room(world, msgspec.structs.replace(FAST, batch=100))
+        room = Room(world, msgspec.structs.replace(FAST, batch=batch))
         answers = await asyncio.gather(*(room.echo(i) for i in range(250)))
         assert answers == list(range(250))
-        assert room.batches == [100, 100, 50]
+        most = min(TOGETHER, batch)
+        assert room.batches == [most] * (250 // most) + [250 % most]
         assert await room.echo(1) == 1
+        assert room.batches[-1] == 1
         assert not room.asker._open
+
+    run(work())
+
+
+def test_many_questions_do_not_wait_for_the_last(world: Net) -> None:
+    """A list that is full leaves while the turn of the loop that asks goes on."""
+
+    async def work() -> None:
+        room = Room(world)
+        asks = [asyncio.ensure_future(room.echo(i)) for i in range(2 * TOGETHER)]
+        heard: list[int] = []
+        asyncio.get_running_loop().call_soon(lambda: heard.extend(room.batches))
+        await asyncio.gather(*asks)
+        assert heard == room.batches == [TOGETHER, TOGETHER]  # before the turn's own flush
 
     run(work())
 

@@ -1,7 +1,7 @@
 """The asking side of a switch for one event loop: answers are awaited, never polled for.
 
-What one turn of the loop asks leaves in one `send`, and what was delivered since the loop last
-looked wakes it once. No question has a thread, a task or a queue of its own.
+What one turn of the loop asks leaves together, and what was delivered since the loop last looked
+wakes it once. No question has a thread, a task or a queue of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pykka
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Batch = list[m.Envelope]
 Pushed = m.Event | m.Ended
+TOGETHER: Final = 64
+"""Messages that leave at once though the turn of the loop goes on: a thousand questions of one turn
+would keep the cluster waiting for the last of them."""
 
 
 class AsyncAsker:
@@ -43,6 +46,7 @@ class AsyncAsker:
         self._numbers = itertools.count(1)
         self._open: dict[str, asyncio.Future[m.Message]] = {}
         self._outbox: Batch = []
+        self._together = min(TOGETHER, switch.limits.batch)
         self._inbox: deque[Batch] = deque()
         self._woken = False
         self.heard_at = 0.0
@@ -87,13 +91,13 @@ class AsyncAsker:
         if not self._outbox:
             self._loop.call_soon(self._flush)
         self._outbox.append(envelope)
+        if len(self._outbox) == self._together:
+            self._flush()
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
-        # A bound is kept or broken by a whole list: one of all would fill what many would not.
-        most = self._switch.limits.batch
-        for start in range(0, len(outbox), most):
-            self._switch.send(outbox[start : start + most])
+        if outbox:
+            self._switch.send(outbox)
 
     def _deliver(self, batch: Batch) -> None:
         """From any thread. First in, then look whether the loop knows; `_take` does the reverse."""
