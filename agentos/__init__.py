@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from agentos.agents.function import FunctionAgent, agent
     from agentos.agents.openai import OpenAIAgent
     from agentos.blocking import Client, Task
-    from agentos.client import AsyncClient, connect
+    from agentos.client import AsyncClient
     from agentos.cluster import Cluster
     from agentos.core.epoch import Epoch
     from agentos.core.errors import (
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         ClusterUnreachable,
         ConfigError,
         GraphError,
+        HostilePeerError,
         IncompatibleDatabase,
         KeyConflict,
         LocalProtocolError,
+        NotTheOwner,
         Overloaded,
         RemoteProtocolError,
         ResultTimeout,
@@ -35,8 +37,13 @@ if TYPE_CHECKING:
         UnusableAnswer,
     )
     from agentos.core.limits import Limits
+    from agentos.core.messages import ClusterInfo, Ended, Event, SavedRow, State, TaskInfo
     from agentos.core.ports import AgentAnswer, AgentRequest
     from agentos.handles import AsyncTask
+    from agentos.host import Host
+    from agentos.reach import connect
+    from agentos.runtime.refs import Ref, RemoteActorError
+    from agentos.runtime.switch import Switch
 else:
     from importlib import import_module
     from types import MappingProxyType
@@ -50,7 +57,7 @@ else:
             "Client": "agentos.blocking",
             "Task": "agentos.blocking",
             "AsyncClient": "agentos.client",
-            "connect": "agentos.client",
+            "connect": "agentos.reach",
             "Cluster": "agentos.cluster",
             "Host": "agentos.host",
             "Epoch": "agentos.core.epoch",
@@ -77,6 +84,17 @@ else:
             "AgentAnswer": "agentos.core.ports",
             "AgentRequest": "agentos.core.ports",
             "AsyncTask": "agentos.handles",
+            "HostilePeerError": "agentos.core.errors",
+            "NotTheOwner": "agentos.core.errors",
+            "ClusterInfo": "agentos.core.messages",
+            "Ended": "agentos.core.messages",
+            "Event": "agentos.core.messages",
+            "SavedRow": "agentos.core.messages",
+            "State": "agentos.core.messages",
+            "TaskInfo": "agentos.core.messages",
+            "Ref": "agentos.runtime.refs",
+            "RemoteActorError": "agentos.runtime.refs",
+            "Switch": "agentos.runtime.switch",
         }
     )
 
@@ -101,25 +119,36 @@ __all__ = [
     "AsyncTask",
     "Client",
     "Cluster",
+    "ClusterInfo",
     "ClusterUnreachable",
     "ConfigError",
     "EchoAgent",
+    "Ended",
     "Epoch",
+    "Event",
     "FunctionAgent",
     "GraphError",
     "Host",
+    "HostilePeerError",
     "IncompatibleDatabase",
     "KeyConflict",
     "Limits",
     "LocalProtocolError",
+    "NotTheOwner",
     "OpenAIAgent",
     "Overloaded",
+    "Ref",
+    "RemoteActorError",
     "RemoteProtocolError",
     "ResultTimeout",
+    "SavedRow",
+    "State",
     "StorageError",
+    "Switch",
     "Task",
     "TaskCancelled",
     "TaskFailed",
+    "TaskInfo",
     "TaskNotFound",
     "UnissuedEpoch",
     "UnusableAnswer",

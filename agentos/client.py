@@ -7,15 +7,13 @@ own, so that both behave the same.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
-import os
 import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -27,69 +25,26 @@ from agentos.core import messages as m
 from agentos.core.limits import Limits
 from agentos.handles import AsyncTask, is_complete, text_of
 from agentos.logs import quiet_unless_configured
+from agentos.reach import CONNECT_S, unreachable, urls_of
 from agentos.registry import Transports
 from agentos.runtime.asking import AsyncAsker, Waiter
 from agentos.runtime.switch import Switch
 from agentos.runtime.wire import JsonCodec
 
-DEFAULT_URL = "tcp://127.0.0.1:7170"
 POLL_S = 2.0
 """How often a waiting client looks for itself, in case a pushed event was lost."""
+LOOK_S = 0.5
+"""How long one look may take at least."""
 ON_THEIR_WAY = 1_024
 """Questions that are on their way at a time; the next ones wait here, where they load nobody."""
 ATTEMPT_S = 3.0
 """How long one request waits before it is sent again: requests are idempotent."""
-CONNECT_S = 5.0
-"""How long a client looks for a gateway before it says that there is none."""
+RETRY_S = 0.05
+"""How long a request waits before it is sent again when nobody was there to take it."""
 KEPT_ENDS, KEPT_CHARACTERS = 10_000, 50_000_000
 """Ends, and characters of responses, that a client keeps for handles that have not asked yet."""
 
 AnswerT = TypeVar("AnswerT", bound=m.Message)
-
-
-def default_urls() -> list[str]:
-    """The gateways named by `AGENTOS_URL` (separated by commas), or the local default."""
-    return [u.strip() for u in os.environ.get("AGENTOS_URL", DEFAULT_URL).split(",") if u.strip()]
-
-
-def unreachable(urls: Sequence[str], timeout_s: float) -> errors.ClusterUnreachable:
-    """The error of somebody who has waited for a gateway in vain."""
-    return errors.ClusterUnreachable(
-        f"no gateway answered at {', '.join(urls)} within {timeout_s:g} s: "
-        "is `agentos up` running, and is this its URL?"
-    )
-
-
-@contextlib.contextmanager
-def connect(
-    url: str | Sequence[str] | None = None,
-    *,
-    timeout_s: float = CONNECT_S,
-    limits: Limits | None = None,
-) -> Iterator[Switch]:
-    """A switch of your own below a gateway: for `ref`s to its actors, and for actors of yours.
-
-    Args:
-        url: a gateway's URL or several, tried in order; `AGENTOS_URL` or the local default if None.
-        timeout_s: seconds to wait for one of them.
-        limits: the cluster's, if they are not the defaults.
-
-    Raises:
-        ClusterUnreachable: none answered in time.
-    """
-    quiet_unless_configured()
-    urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
-    limits = limits or Limits()
-    transports = Transports(JsonCodec(limits), limits)
-    switch = Switch(transports, limits, "own")
-    try:
-        switch.ref(m.GATEWAY)  # takes the name under which answers come back
-        if not switch.connect(urls).wait_up(timeout_s):
-            raise unreachable(urls, timeout_s)
-        yield switch
-    finally:
-        switch.close()
-        transports.close()
 
 
 class AsyncClient:
@@ -113,9 +68,9 @@ class AsyncClient:
         transports: Transports | None = None,
     ) -> None:
         quiet_unless_configured()
-        self.urls = default_urls() if url is None else [url] if isinstance(url, str) else list(url)
+        self.urls = urls_of(url)
         self._timeout_s = timeout_s
-        self._limits = limits or Limits()
+        self._limits = (limits or Limits()).check()
         self._shared = transports
         self._transports: Transports | None = None
         self._switch: Switch | None = None
@@ -261,18 +216,20 @@ class AsyncClient:
         while True:
             left = deadline - time.monotonic()
             try:
-                answer = await self._connected().ask(to, question, min(longest_s, max(0.05, left)))
+                answer = await self._connected().ask(
+                    to, question, min(longest_s, max(RETRY_S, left))
+                )
             except errors.Overloaded as error:
                 wait_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311 - jitter
                 if left <= wait_s:
                     raise
                 await asyncio.sleep(wait_s)
             except (TimeoutError, pykka.ActorDeadError) as error:
-                if left <= longest_s:
+                if time.monotonic() + RETRY_S >= deadline:
                     raise unreachable(self.urls, self._timeout_s) from error
                 if isinstance(error, TimeoutError):
                     longest_s *= 2  # it may be behind: asking as often would keep it there
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(RETRY_S)
             else:
                 if not isinstance(answer, kind):
                     raise errors.RemoteProtocolError(f"unexpected {type(answer).__name__}")
@@ -372,7 +329,9 @@ class AsyncClient:
         """Ask to be told, and where the task stands."""
         asker = self._connected()
         watch = self._message(m.Watch, task_id=task_id, client=asker.address, progress=progress)
-        give_up = min(deadline, time.monotonic() + self._timeout_s)
+        now = time.monotonic()
+        # When the time is over it is asked once all the same: the task may have ended.
+        give_up = max(now + LOOK_S, min(deadline, now + self._timeout_s))
         while (left := give_up - time.monotonic()) > 0:
             try:
                 answer = await self._connected().ask(m.GATEWAY, watch, min(ATTEMPT_S, left))
@@ -382,8 +341,12 @@ class AsyncClient:
             except (TimeoutError, pykka.ActorDeadError):
                 await asyncio.sleep(min(0.2, left))
             else:
-                return answer if isinstance(answer, m.Event | m.Ended) else None
-        if give_up == deadline:
+                if isinstance(answer, m.Ended):
+                    return answer
+                if time.monotonic() < deadline:
+                    return answer if isinstance(answer, m.Event) else None
+                break
+        if give_up >= deadline:
             raise errors.ResultTimeout(f"task {task_id} did not end in time; it goes on")
         raise unreachable(self.urls, self._timeout_s)
 

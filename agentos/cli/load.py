@@ -20,7 +20,6 @@ from agentos import logs
 from agentos.cli import loadview, output
 from agentos.cli.options import Json, LogLevel, Url, gateways, number
 from agentos.cli.tasks import read_text
-from agentos.client import default_urls
 from agentos.core.errors import ConfigError
 from agentos.loadtest import (
     Options,
@@ -33,6 +32,7 @@ from agentos.loadtest import (
     send_dynamic_batch_interval,
     send_in_interval,
 )
+from agentos.reach import urls_of
 
 Pattern = Literal["all", "interval", "batch", "dynamic"]
 GRAPHS = 100
@@ -166,7 +166,7 @@ def load(
     req_list = _requests(graph, requests, count)
     picture = _picture(report, plot, wanted=not no_plot)
     earlier = Report.read(against) if against else None
-    urls = list(gateways(url) or default_urls())
+    urls = urls_of(gateways(url))
     settings = {
         "pattern": pattern,
         "requests": graph or requests,

@@ -8,11 +8,27 @@ the API) and `RemoteProtocolError` (the peer misbehaved).
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AgentOSError(Exception):
     """The root of every error raised by Agent OS."""
 
     code = "error"
+    """What the wire calls this class; no two share one."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as what it is made of: a subclass may be made of other arguments than `args`."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[AgentOSError], args: tuple[Any, ...], state: dict[str, Any]
+) -> AgentOSError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class LocalProtocolError(AgentOSError):
@@ -29,6 +45,8 @@ class RemoteProtocolError(AgentOSError):
 
 class HostilePeerError(RemoteProtocolError):
     """A peer did what no honest one does by mistake; it is disconnected at once."""
+
+    code = "hostile_peer"
 
 
 class GraphError(AgentOSError):
