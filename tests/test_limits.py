@@ -39,7 +39,6 @@ def test_every_limit_must_be_positive(name: str, value: int) -> None:
         ({"suspect_after": 1}, "suspect_after must be at least 2"),
         ({"reconnect_min_s": 3.0}, "reconnect_max_s must not be less"),
         ({"retry_min_s": 11.0}, "retry_max_s must not be less"),
-        ({"max_depth": 255}, "max_depth must be at most 254"),
         ({"max_frame_bytes": 5_999_999}, "max_frame_bytes must be at least 6000000"),
         ({"max_prompt_bytes": 3_000_000}, "max_frame_bytes must be at least 9000000"),
         ({"max_result_bytes": 3_000_000}, "max_frame_bytes must be at least 9000000"),
@@ -67,7 +66,6 @@ def test_all_faults_are_named_at_once() -> None:
     [
         {"max_frame_bytes": 6_000_000},
         {"suspect_after": 2},
-        {"max_depth": 254},
         {"reconnect_min_s": 2.0},
         {"retry_min_s": 10.0},
         {"max_nodes": 1},

@@ -104,7 +104,7 @@ def parse_graph(text: str, limits: Limits) -> Graph:
     Raises:
         GraphError: it cannot be run; `where` is the path of the fault, like `nodes.draft.rounds`.
     """
-    value = parse(text, max_bytes=limits.max_description_bytes, max_depth=limits.max_depth)
+    value = parse(text, max_bytes=limits.max_description_bytes)
     if not isinstance(value, dict):
         raise GraphError("", f"a task description must be an object, not {quote(value)}")
     top = Fields(value, "", _GRAPH_FIELDS)

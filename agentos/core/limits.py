@@ -12,6 +12,8 @@ from agentos.core.errors import ConfigError
 
 MAX_DESCRIPTION_BYTES = 1_000_000
 MAX_DEPTH = 64
+"""JSON nesting: orjson reads 1,024 levels but writes 254; 64 is more than a graph can use. No limit
+to be set: what one owner has accepted and saved, the next one must be able to read."""
 MAX_NODES = 10_000
 MAX_INT = 2**63 - 1
 """What SQLite, PostgreSQL and every 64-bit client can hold; orjson reads 2^64 and more as floats."""
@@ -51,8 +53,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # -- the wire --------------------------------------------------------------------------------
     max_frame_bytes: int = 8 * 1024 * 1024
     """Larger frames are refused by the socket itself (ZMQ_MAXMSGSIZE): room for a task's description."""
-    max_depth: int = MAX_DEPTH
-    """JSON nesting: orjson reads 1,024 levels but writes 254; 64 is more than a graph can use."""
     high_water_mark: int = 10_000
     """Messages that wait in a socket for one peer, above which sending to it is refused."""
     max_peer_errors: int = 100
@@ -138,10 +138,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             faults.append("limits.retry_max_s must not be less than limits.retry_min_s")
         if self.peer_bytes < self.max_frame_bytes:
             faults.append("limits.peer_bytes must not be less than limits.max_frame_bytes")
-        if self.max_depth > 254:
-            faults.append(
-                "limits.max_depth must be at most 254: deeper JSON cannot be written back"
-            )
         biggest = max(
             # JSON text inside JSON: a control character may take six bytes (RFC 8259, section 7).
             3 * self.max_description_bytes,

@@ -13,7 +13,7 @@ import msgspec
 from agentos.core.errors import GraphError
 from agentos.core.graph import Graph, parse_graph
 from agentos.core.jsontext import parse
-from agentos.core.limits import Limits
+from agentos.core.limits import MAX_DEPTH, Limits
 from agentos.core.prompts import INPUT, PromptError, Reference
 
 KEPT_BYTES: Final = 4 * 1024 * 1024
@@ -110,7 +110,7 @@ class PreparedGraphs:
         """The graph with this input; `None` if that will not do, and `parse_graph` is to say why."""
         if given is None:
             return kept.graph
-        most, depth = self._limits.max_description_bytes, self._limits.max_depth - 1
+        most, depth = self._limits.max_description_bytes, MAX_DEPTH - 1
         try:
             value = parse(bytes(given).decode(), max_bytes=most, max_depth=depth)
             for reference in kept.input:

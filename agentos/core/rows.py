@@ -15,7 +15,7 @@ from agentos.core import jsontext
 from agentos.core import messages as m
 from agentos.core.deliberation import Ask
 from agentos.core.epoch import Epoch
-from agentos.core.limits import Limits
+from agentos.core.limits import MAX_DEPTH, Limits
 from agentos.core.saved import Answer
 from agentos.core.saved import Saved as Saved  # noqa: PLC0414 - exported, also for mypy
 
@@ -55,7 +55,7 @@ def load(row: m.SavedRow, limits: Limits) -> Saved:
     value = jsontext.parse(
         row.result,
         max_bytes=limits.max_frame_bytes,
-        max_depth=limits.max_depth + 1,
+        max_depth=MAX_DEPTH + 1,
         where=f"row {row.node_id}",
     )
     return msgspec.convert(value, Saved)

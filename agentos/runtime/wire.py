@@ -28,7 +28,7 @@ import orjson
 
 from agentos.core import jsontext
 from agentos.core.errors import GraphError, LocalProtocolError, RemoteProtocolError
-from agentos.core.limits import MAX_INT, Limits
+from agentos.core.limits import MAX_DEPTH, MAX_INT, Limits
 from agentos.core.messages import Envelope, Message, Refused, Sealed, is_address
 from agentos.core.ports import Bundle
 from agentos.core.routes import KINDS
@@ -63,7 +63,6 @@ class JsonCodec:
 
     def __init__(self, limits: Limits) -> None:
         self._max_bytes = limits.max_frame_bytes
-        self._max_depth = limits.max_depth
         self._good: set[tuple[str, str]] = set()
         """Pairs of receiver and sender that were looked at already; only to save the time."""
 
@@ -82,7 +81,7 @@ class JsonCodec:
         Raises:
             LocalProtocolError: it cannot be written, or nobody would read it: a bad address or
                 ref, a kind that never leaves its process, a lone surrogate, NaN, an integer
-                outside 64 bits, nesting deeper than `limits.max_depth`, a body larger than
+                outside 64 bits, nesting deeper than `MAX_DEPTH`, a body larger than
                 `limits.max_frame_bytes`.
         """
         kind, body = self._write(envelope)
@@ -192,10 +191,10 @@ class JsonCodec:
             raise LocalProtocolError(f"{type(message).__name__} never leaves its process")
         try:
             value = msgspec.to_builtins(message)
-            if kind in _OPEN_ENDED and _is_suspicious(value, self._max_depth):
+            if kind in _OPEN_ENDED and _is_suspicious(value):
                 # orjson would write NaN as null, and more levels than a reader takes.
                 text = jsontext.dump(value)
-                jsontext.parse(text, max_bytes=self._max_bytes, max_depth=self._max_depth)
+                jsontext.parse(text, max_bytes=self._max_bytes)
             return kind, orjson.dumps(value)
         except (TypeError, ValueError, RecursionError, GraphError) as error:
             raise LocalProtocolError(f"{kind}: cannot be written: {_shorten(error)}") from error
@@ -224,7 +223,7 @@ def open_sealed(sealed: Sealed, limits: Limits) -> Message:
 
     Args:
         sealed: a message as `JsonCodec.decode` leaves it.
-        limits: bounds the body (`max_frame_bytes`) and its nesting (`max_depth`).
+        limits: bounds the body (`max_frame_bytes`).
 
     Raises:
         RemoteProtocolError: naming the kind and the place. The kind is unknown; the body is not
@@ -258,9 +257,9 @@ def open_sealed(sealed: Sealed, limits: Limits) -> Message:
 
 def _check_strictly(value: Any, body: bytes, limits: Limits) -> None:
     """Raise a `GraphError` for what no type bounds: levels, and numbers that are not of 64 bits."""
-    if _is_suspicious(value, limits.max_depth):
+    if _is_suspicious(value):
         # Slower, but names the place, and sees integers that orjson made floats of.
-        jsontext.parse(body.decode(), max_bytes=limits.max_frame_bytes, max_depth=limits.max_depth)
+        jsontext.parse(body.decode(), max_bytes=limits.max_frame_bytes)
 
 
 def is_refusal(envelope: Envelope) -> bool:
@@ -271,13 +270,13 @@ def is_refusal(envelope: Envelope) -> bool:
     )
 
 
-def _is_suspicious(value: Any, max_depth: int) -> bool:
+def _is_suspicious(value: Any) -> bool:
     """Whether a strict look is needed: too many levels, or a number that is none of 64 bits.
 
     Breadth first and without recursion; costs about 0.1 µs for each value, whatever its size.
     """
     layer = [value]
-    for _ in range(max_depth):
+    for _ in range(MAX_DEPTH):
         deeper = []
         for parent in layer:
             for child in parent.values() if type(parent) is dict else parent:
