@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -134,6 +135,18 @@ def test_clients_watch_for_themselves_only() -> None:
     tell(machine, CLIENT, m.Watch(task_id=1, client=CLIENT), "w")
     for message in (m.Watch(task_id=2, client=CLIENT), m.Unwatch(task_id=1, client=CLIENT)):
         assert changes(machine, m.Envelope(ME, "client/d", message), 0.0) == (False, [])
+
+
+def test_who_waits_for_the_end_as_well_goes_on_hearing_of_progress() -> None:
+    """One client's handle watches, another only waits: the first is not forgotten for the second."""
+    machine = gateway(R0)
+    for progress in (True, False):
+        watch = m.Watch(task_id=1, client=CLIENT, progress=progress)
+        (ask,) = tell(machine, CLIENT, watch, "w")
+        tell(machine, "store", info(), ask.ref)
+    ask = next(s for s in ticks(machine, 6.0) if isinstance(s.message, m.GetTask))
+    told = tell(machine, "store", msgspec.structs.replace(info(), region=R0), ask.ref)
+    assert kinds(told) == [(R0, m.Watch)]
 
 
 # -- tasks -----------------------------------------------------------------------------------------

@@ -298,7 +298,8 @@ class GatewayMachine:
             if self._watching >= self._limits.max_watchers:
                 return False
             self._watching += 1
-        self._watchers.setdefault(task_id, {})[client] = progress
+        clients = self._watchers.setdefault(task_id, {})
+        clients[client] = progress or clients.get(client, False)  # one of its handles may want it
         return True
 
     def _drop_watcher(self, task_id: int, client: str) -> None:

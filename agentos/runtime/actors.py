@@ -233,14 +233,18 @@ class StoreActor(MachineActor):
             return []
         try:
             return self._commit(taken, more, now)
-        except StorageError as error:
-            if len(taken) == 1:
+        except Exception as error:  # noqa: BLE001 - the shell's boundary
+            known = isinstance(error, StorageError)
+            if len(taken) > 1:
+                self._log.warning(
+                    "batch_failed", messages=len(taken), error=str(error), exc_info=not known
+                )
+                self._switch.counters["batch_failures"] += 1
+                return [one for envelope in taken for one in self._handle_all([envelope], now)]
+            if isinstance(error, StorageError):
                 return self._refuse(taken[0], error)
-        except Exception:  # noqa: BLE001 - the shell's boundary
-            if len(taken) == 1:
-                self._failed(taken[0], now)
-                return self._refuse(taken[0], StorageError("the request broke the store"))
-        return [answer for envelope in taken for answer in self._handle_all([envelope], now)]
+            self._failed(taken[0], now)
+            return self._refuse(taken[0], StorageError("the request broke the store"))
 
     def _commit(self, taken: Batch, more: Iterable[m.Envelope], now: float) -> Batch:
         """Handle what was taken and what more the turn has; adds that to `taken`."""
