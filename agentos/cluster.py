@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
 import pykka
 import structlog
 
@@ -18,6 +19,7 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Agent
 from agentos.host import Host
 from agentos.registry import Transports
+from agentos.topology import ClusterConfig
 
 if TYPE_CHECKING:
     from agentos.blocking import Client
@@ -58,16 +60,23 @@ class Cluster:
     ) -> None:
         self._agents = [_as_agent(agent) for agent in agents]
         self._data = data
-        self._regions = (
-            [f"r{i}" for i in range(1, regions + 1)] if isinstance(regions, int) else list(regions)
-        )
-        self._proxies = proxies
+        shape = {
+            "regions": regions if isinstance(regions, int | str) else tuple(regions),
+            "proxies": proxies,
+        }
+        try:
+            self._shape = msgspec.convert(shape, ClusterConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"Cluster({regions=}, {proxies=}): regions are a number from 1, or a list of names "
+                "(letters, digits, . _ -); proxies are a number from 1, in each region"
+            ) from error
         self._listen = listen
         self._limits = limits
         self._offers = dict(offers or {})
-        names = {f"{region}/{i}" for region in self._regions for i in range(1, proxies + 1)}
-        if unknown := sorted(set(self._offers) - names):
-            raise ConfigError(f"offers of {unknown}, but the proxies are {sorted(names)}")
+        names = self._shape.proxy_names
+        if unknown := sorted(set(self._offers) - set(names)):
+            raise ConfigError(f"offers of {unknown}, but the proxies are {names}")
         self._stack: contextlib.ExitStack | None = None
         self.url = ""
         """Where the gateway listens, once started."""
@@ -86,9 +95,9 @@ class Cluster:
             self.host = stack.enter_context(Host(self._limits, self._agents))
             database = f"sqlite:///{Path(data).resolve() / 'agentos.db'}"
             self.url = self.host.gateway(self._listen or "inproc://gateway", database=database)
-            for region in self._regions:
+            for region in self._shape.region_names:
                 url = self.host.region(region, self._below(region), [self.url])
-                for i in range(1, self._proxies + 1):
+                for i in range(1, self._shape.proxies + 1):
                     offers = self._offers.get(f"{region}/{i}")
                     self.host.proxy(region, str(i), [url], offers)
             self._await_heartbeats()
@@ -132,7 +141,7 @@ class Cluster:
     def _await_heartbeats(self) -> None:
         """Wait until the gateway knows of every proxy, so that the first task finds them."""
         gateway = self.host.switch("gateway/main").ref(m.GATEWAY)
-        expected = (len(self._regions), len(self._regions) * self._proxies)
+        expected = (len(self._shape.region_names), len(self._shape.proxy_names))
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             with contextlib.suppress(pykka.Timeout):

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -340,3 +341,14 @@ def test_two_gateways_on_one_store() -> None:
     finally:
         for host in reversed(hosts):
             host.close()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"regions": "eu"}, {"regions": 0}, {"regions": []}, {"regions": ["no name"]}, {"proxies": 0}],
+    ids=str,
+)
+def test_a_shape_that_can_run_nothing_is_refused(shape: dict[str, Any]) -> None:
+    """A cluster without regions or proxies, or with names that are none, is a mistake."""
+    with pytest.raises(ConfigError, match=next(iter(shape))):
+        Cluster([EchoAgent()], **shape)
