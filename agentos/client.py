@@ -333,19 +333,20 @@ class AsyncClient:
         # When the time is over it is asked once all the same: the task may have ended.
         give_up = max(now + LOOK_S, min(deadline, now + self._timeout_s))
         while (left := give_up - time.monotonic()) > 0:
+            answer: m.Message | None
             try:
                 answer = await self._connected().ask(m.GATEWAY, watch, min(ATTEMPT_S, left))
             except errors.Overloaded:  # it has too many to tell: look in the database
                 task = await self._request(m.STORE, m.GetTask(task_id=task_id), m.TaskInfo)
-                return m.end_of(task)
+                answer = m.end_of(task)
             except (TimeoutError, pykka.ActorDeadError):
                 await asyncio.sleep(min(0.2, left))
-            else:
-                if isinstance(answer, m.Ended):
-                    return answer
-                if time.monotonic() < deadline:
-                    return answer if isinstance(answer, m.Event) else None
-                break
+                continue
+            if isinstance(answer, m.Ended):
+                return answer
+            if time.monotonic() < deadline:
+                return answer if isinstance(answer, m.Event) else None
+            break
         if give_up >= deadline:
             raise errors.ResultTimeout(f"task {task_id} did not end in time; it goes on")
         raise unreachable(self.urls, self._timeout_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class AsyncAsker:
     """
 
     def __init__(self, switch: Switch, on_message: Callable[[m.Message], None]) -> None:
-        self.address = f"client/{switch.session[:12]}"
+        self.address = f"client/{secrets.token_hex(6)}"
         self._switch = switch
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import sys
 import threading
 from collections import OrderedDict
@@ -68,7 +69,7 @@ class Asker:
     """
 
     def __init__(self, switch: Switch) -> None:
-        self.address = f"client/{switch.session[:12]}"
+        self.address = f"client/{secrets.token_hex(6)}"
         self._switch = switch
         self._numbers = itertools.count(1)
         self._open: OrderedDict[str, Resolve] = OrderedDict()
