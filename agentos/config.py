@@ -199,8 +199,10 @@ def load(path: str | Path | None, env: Mapping[str, str], *, keys: bool = True) 
     tables = {name: document.get(name) for name in _SECTIONS}
     cluster, limits, agents = (t if isinstance(t, dict) else {} for t in tables.values())
     values = read_fields(cluster, ClusterConfig, "cluster", faults)
-    _check_regions(values, faults)
-    values |= _from_environment(env, faults)
+    winning = _from_environment(env, faults)
+    where = "the environment variable AGENTOS_REGIONS" if "regions" in winning else ""
+    values |= winning
+    _check_regions(values, faults, where)
     found = Config(
         cluster=ClusterConfig(**values),
         limits=_limits(limits, faults),
@@ -274,11 +276,11 @@ def _find(path: str | Path | None, env: Mapping[str, str]) -> Path | None:
     return default if default.exists() else None
 
 
-def _check_regions(values: dict[str, Any], faults: Faults) -> None:
+def _check_regions(values: dict[str, Any], faults: Faults, place: str = "") -> None:
     names = values.get("regions")
     if isinstance(names, tuple) and len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        faults.add("cluster.regions", f"names {', '.join(twice)} more than once")
+        faults.add("cluster.regions", f"names {', '.join(twice)} more than once", place)
 
 
 def _from_environment(env: Mapping[str, str], faults: Faults) -> dict[str, Any]:

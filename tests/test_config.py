@@ -151,6 +151,15 @@ def test_the_environment_wins(tmp_path: Path) -> None:
     assert load(None, {"AGENTOS_CONFIG": str(file)}).cluster.data == "file"
 
 
+def test_regions_are_named_once(tmp_path: Path) -> None:
+    """Only the names that are used count: those of the environment, where it gives some."""
+    text = '[cluster]\nregions = ["a", "a"]\n'
+    replaced = load(write(tmp_path, text), {"AGENTOS_REGIONS": "x,y"})
+    assert replaced.cluster.region_names == ["x", "y"]
+    said = "the environment variable AGENTOS_REGIONS: cluster.regions: names eu more than once"
+    assert fault(tmp_path, text, {"AGENTOS_REGIONS": "eu,eu"}) == said
+
+
 def test_options_win(tmp_path: Path) -> None:
     """What the command line says wins over both, and what it does not say changes nothing."""
     config = load(write(tmp_path, "[cluster]\nproxies = 3\n"), {}).with_cluster(
