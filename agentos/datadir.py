@@ -222,7 +222,7 @@ def restart(
 
     Raises:
         ConfigError: there is no running cluster, or no role of such a name.
-        AgentOSError: a role did not come back in time.
+        AgentOSError: a role did not come back in time, or died before it was asked.
     """
     record = _running(path)
     names = [role.name for role in record.roles]
@@ -233,6 +233,11 @@ def restart(
     for name in names:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
             old = _role(_running(path), name)
+            if old is None:
+                raise AgentOSError(
+                    f"{name} has just died, and `agentos up` starts it again: "
+                    "ask for the restart again when it is back"
+                )
             if process := old.find():
                 yield "stops", old
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -244,7 +249,7 @@ def _await_successor(path: str | Path, old: RoleProcess, timeout_s: float) -> Ro
     deadline = time.monotonic() + timeout_s
     while True:
         now = _role(_running(path), old.name)
-        if now.pid != old.pid and now.find() is not None:
+        if now is not None and now.pid != old.pid and now.find() is not None:
             return now
         if time.monotonic() > deadline:
             raise AgentOSError(f"{old.name} (process {old.pid}) is not back within {timeout_s:g} s")
@@ -258,8 +263,9 @@ def _running(path: str | Path) -> ClusterRecord:
     return record
 
 
-def _role(record: ClusterRecord, name: str) -> RoleProcess:
-    return next(role for role in record.roles if role.name == name)
+def _role(record: ClusterRecord, name: str) -> RoleProcess | None:
+    """The role of this name; None if it had just died when the record was written."""
+    return next((role for role in record.roles if role.name == name), None)
 
 
 def cleanup(path: str | Path, grace_s: float = END_S) -> dict[str, str]:

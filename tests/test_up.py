@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from agentos.cli import main
-from agentos.core.errors import AddressTaken, ConfigError
-from agentos.datadir import ClusterRecord, DataFolder, RoleProcess, cleanup
+from agentos.core.errors import AddressTaken, AgentOSError, ConfigError
+from agentos.datadir import ClusterRecord, DataFolder, RoleProcess, cleanup, restart
 from agentos.supervisor import _gateway_urls
 from agentos.topology import ClusterConfig
 from tests.processes import AGENTOS, ANY, DIAMOND, Up, eventually, gone, role, starter, up
@@ -449,6 +449,33 @@ def test_restart_of_nothing(data: str, capsys: pytest.CaptureFixture[str]) -> No
     """`restart` without a running cluster says so."""
     assert main(["restart", "--data", data]) == 2
     assert f"no `agentos up` runs on the data folder {data}" in capsys.readouterr().err
+
+
+def test_restart_of_roles_that_have_died(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A role that is in no record, having just died, is awaited, or named with the way out."""
+    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
+    supervisor = RoleProcess.of("up", os.getpid())
+    assert supervisor is not None
+    with DataFolder(data) as folder, contextlib.ExitStack() as stack:
+        old, new, other = (stack.enter_context(subprocess.Popen(sleeper)) for _ in range(3))
+        for each in (old, new, other):
+            stack.callback(each.kill)
+
+        def write(**pids: int) -> None:
+            roles = (RoleProcess.of(f"proxy/r1/{name}", pid) for name, pid in pids.items())
+            found = tuple(role for role in roles if role is not None)
+            folder.write(ClusterRecord(url=ANY, supervisor=supervisor, roles=found))
+
+        write(a=old.pid, b=other.pid)
+        steps = restart(data, ["proxy/*"], timeout_s=30.0)
+        assert next(steps)[0] == "stops"
+        write(b=other.pid)
+        with monkeypatch.context() as patch:  # it is back after the first look
+            patch.setattr(time, "sleep", lambda _s: write(a=new.pid))
+            what, process = next(steps)
+        assert (what, process.pid) == ("back", new.pid)
+        with pytest.raises(AgentOSError, match=r"proxy/r1/b has just died, .* ask .* again"):
+            next(steps)
 
 
 # -- cleanup ---------------------------------------------------------------------------------------
