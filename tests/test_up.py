@@ -533,6 +533,27 @@ def test_cleanup_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         cleanup(tmp_path)
 
 
+def test_the_folder_of_restart_and_cleanup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both look where `up` does: in what --data names, else AGENTOS_DATA, else agentos.toml."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("file", "env", "option"):
+        (tmp_path / folder).mkdir()
+
+    def look(folder: str, *arguments: str) -> None:
+        assert main(["cleanup", *arguments]) == 0
+        assert capsys.readouterr().out == f"{folder}: nothing was left behind\n"
+        assert main(["restart", *arguments]) == 2
+        assert capsys.readouterr().err.endswith(f" on the data folder {folder}\n")
+
+    (tmp_path / "agentos.toml").write_text('[cluster]\ndata = "file"\n')
+    look("file")
+    monkeypatch.setenv("AGENTOS_DATA", "env")
+    look("env")
+    look("option", "--data", "option")
+
+
 def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     """The folder belongs to one until it closes it."""
     with DataFolder(tmp_path) as folder:

@@ -234,19 +234,19 @@ def proxy(
 
 
 def cleanup(
-    data: Annotated[
-        str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")
-    ] = "agentos-data",
+    data: DataOption = None,
+    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """End what a crash left behind: the processes in DIR/cluster.json that are still ours."""
-    if not Path(data).is_dir():
-        raise ConfigError(f"there is no folder {data}")
-    fates = end_leftovers(data)
+    folder = _data(data, config)
+    if not Path(folder).is_dir():
+        raise ConfigError(f"there is no folder {folder}")
+    fates = end_leftovers(folder)
     if as_json:
         output.document(fates)
     elif not fates:
-        output.line(f"{data}: nothing was left behind")
+        output.line(f"{folder}: nothing was left behind")
     for name, fate in {} if as_json else fates.items():
         output.line(f"{name}: {'had ended already' if fate == 'gone' else fate}")
 
@@ -259,12 +259,11 @@ def restart(
             help="Roles by name, or patterns like 'proxy/eu/*'. Default: all regions and proxies.",
         ),
     ] = None,
-    data: Annotated[
-        str, typer.Option("--data", metavar="DIR", help="The cluster's data folder.")
-    ] = "agentos-data",
+    data: DataOption = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that one role may take to come back.")
     ] = BACK_S,
+    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Restart roles of a running `agentos up`, one after the other; each is awaited.
@@ -273,7 +272,7 @@ def restart(
     saved is repeated.
     """
     found = {}
-    for what, process in rolling_restart(data, roles or ROLLING, timeout):
+    for what, process in rolling_restart(_data(data, config), roles or ROLLING, timeout):
         if what == "back":
             found[process.name] = process.pid
         if not as_json:
@@ -297,6 +296,11 @@ def _run(spec: RoleSpec, *, as_json: bool) -> None:
             output.line(f"{found.role} is ready" + (f" at {found.url}" if found.url else ""))
 
     run_role(spec, ready)
+
+
+def _data(given: str | None, file: Path | None) -> str:
+    """The data folder that `--data`, the environment or the configuration names."""
+    return configuration(file, keys=False).with_cluster(data=given).cluster.data
 
 
 def _database(config: Config) -> str:
