@@ -28,7 +28,6 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -361,6 +360,8 @@ def _missing_key(agent: AgentConfig, env: Mapping[str, str]) -> str:
     """The environment variable that should hold the agent's key, if it does not."""
     if not isinstance(agent, OpenAIConfig) or not agent.api_key_env:
         return ""
-    if agent.base_url and urlsplit(agent.base_url).hostname in {"localhost", "127.0.0.1", "::1"}:
+    from agentos.agents.openai import is_loopback
+
+    if agent.base_url and is_loopback(agent.base_url):
         return ""
     return "" if env.get(agent.api_key_env, "").strip() else agent.api_key_env

@@ -251,10 +251,45 @@ def test_all_at_once(tmp_path: Path) -> None:
     assert "the environment variable AGENTOS_PROXIES: cluster.proxies: cannot be 'many'" in said
 
 
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        ("localhost", True),
+        ("LocalHost", True),
+        ("127.0.0.1", True),
+        ("127.0.0.2", True),
+        ("[::1]", True),
+        ("127.0.0.1.example", False),
+        ("10.0.0.1", False),
+        ("[::2]", False),
+    ],
+)
+def test_the_key_of_an_endpoint_on_this_machine(
+    host: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An endpoint on this machine needs no key; the configuration and the agent agree on which."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    text = f'[agents.w]\ntype = "openai"\nmodel = "m"\nbase_url = "http://{host}:8000/v1"\n'
+    config = load(write(tmp_path, text), {}, keys=False)
+    if local:
+        assert load(write(tmp_path, text), {}) == config
+        make_agents(config.agents)
+    else:
+        assert "set the environment variable OPENAI_API_KEY" in fault(tmp_path, text)
+        with pytest.raises(ConfigError, match="set the environment variable OPENAI_API_KEY"):
+            make_agents(config.agents)
+
+
+def test_a_url_that_is_none(tmp_path: Path) -> None:
+    """A base_url that cannot even be read is refused by the agent; the configuration goes on."""
+    text = '[agents.w]\ntype = "openai"\nmodel = "m"\nbase_url = "http://[::1"\n'
+    config = load(write(tmp_path, text), {"OPENAI_API_KEY": "sk-1"})
+    with pytest.raises(ConfigError, match="base_url must be like"):
+        make_agents(config.agents)
+
+
 def test_no_key_needed(tmp_path: Path) -> None:
-    """An endpoint on this machine needs no key, and neither does whoever runs no agents."""
-    local = '[agents.w]\ntype = "openai"\nmodel = "m"\nbase_url = "http://localhost:8000/v1"\n'
-    assert "w" in load(write(tmp_path, local), {}).agents
+    """Whoever runs no agents needs no keys."""
     remote = '[agents.w]\ntype = "openai"\nmodel = "m"\n'
     assert "w" in load(write(tmp_path, remote), {}, keys=False).agents
 

@@ -112,7 +112,8 @@ class OpenAIAgent:
             self._fields[word] = max_tokens
         if temperature is not None:
             self._fields["temperature"] = temperature
-        local = _is_local(name, self._url)
+        _check_url(name, self._url)
+        local = is_loopback(self._url)
         self._key = api_key or _key(name, self._url, api_key_env, may_lack=local)
         self._client = _client(self._url, self._key, timeout_s, local=local)
 
@@ -224,6 +225,16 @@ class OpenAIAgent:
         return answers.quote(text.replace(self._key, "***") if self._key else text)
 
 
+def is_loopback(url: str) -> bool:
+    """Whether a URL is on this machine: its host is `localhost` or a loopback address."""
+    host = ""
+    try:
+        host = urlsplit(url).hostname or ""
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # the host is a name, or it is no URL
+        return host == "localhost"
+
+
 def _client(url: str, key: str, timeout_s: float, *, local: bool) -> openai.AsyncOpenAI:
     import openai
 
@@ -260,11 +271,11 @@ def _key(name: str, url: str, variable: str, *, may_lack: bool) -> str:
     return key
 
 
-def _is_local(name: str, url: str) -> bool:
-    """Whether the URL is on this machine.
+def _check_url(name: str, url: str) -> None:
+    """Refuse what is not a URL that can be used.
 
     Raises:
-        ConfigError: it is not a URL that can be used.
+        ConfigError: it is not; names the agent.
     """
     try:
         parts = urlsplit(url)
@@ -277,11 +288,6 @@ def _is_local(name: str, url: str) -> bool:
             f"agent {name!r}: base_url must be like https://host/v1 and hold no password, "
             f"not {answers.quote(url.rpartition('@')[2])!r}"
         )
-    host = parts.hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _response_format(schema: Mapping[str, Any] | None) -> dict[str, Any]:
