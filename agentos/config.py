@@ -305,13 +305,9 @@ def _from_environment(env: Mapping[str, str], faults: Faults) -> dict[str, Any]:
 
 def _limits(table: Mapping[str, Any], faults: Faults) -> Limits:
     limits = Limits(**read_fields(table, Limits, "limits", faults))
-    try:
-        return limits.check()
-    except ConfigError as error:
-        for fault in str(error).split("; "):
-            key, _, reason = fault.partition(" ")
-            faults.add(key, reason)
-        return Limits()
+    for key, reason in limits.faults():
+        faults.add(key, reason)
+    return limits
 
 
 def _agents(

@@ -211,6 +211,14 @@ def test_options_win(tmp_path: Path) -> None:
             "agentos.toml:3: limits.retry_max_s: must not be less than limits.retry_min_s",
         ),
         (
+            "[limits]\nbatch = 9\nmax_nodes = 10001",
+            "agentos.toml:3: limits.max_nodes: must be at most 10000: it may only be lowered",
+        ),
+        (
+            "[limits]\nbatch = 9\nmax_description_bytes = 1000001",
+            "agentos.toml:3: limits.max_description_bytes: must be at most 1000000: it may only be lowered",
+        ),
+        (
             "[agents.w]\ntype = 'opnai'",
             "agentos.toml:2: agents.w.type: 'opnai' is not a type of agent; did you mean \"openai\"?",
         ),

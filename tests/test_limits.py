@@ -43,8 +43,14 @@ def test_every_limit_must_be_positive(name: str, value: int) -> None:
         ({"max_prompt_bytes": 3_000_000}, "max_frame_bytes must be at least 9000000"),
         ({"max_result_bytes": 3_000_000}, "max_frame_bytes must be at least 9000000"),
         ({"page_bytes": 3_000_000}, "max_frame_bytes must be at least 9000000"),
-        ({"max_description_bytes": MAX_DESCRIPTION_BYTES + 1}, "not raise them"),
-        ({"max_nodes": MAX_NODES + 1}, "not raise them"),
+        (
+            {"max_description_bytes": MAX_DESCRIPTION_BYTES + 1},
+            "^limits.max_description_bytes must be at most 1000000: it may only be lowered$",
+        ),
+        (
+            {"max_nodes": MAX_NODES + 1},
+            "^limits.max_nodes must be at most 10000: it may only be lowered$",
+        ),
     ],
 )
 def test_contradictions_are_refused(changed: dict[str, Any], named: str) -> None:

@@ -123,21 +123,28 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         Raises:
             ConfigError: naming every contradiction at once.
         """
+        if faults := self.faults():
+            raise ConfigError("; ".join(f"{key} {reason}" for key, reason in faults))
+        return self
+
+    def faults(self) -> list[tuple[str, str]]:
+        """Every contradiction: the key of the limit to change, and what it must be."""
         faults = [
-            f"limits.{name} must be greater than 0, not {value!r}"
+            (f"limits.{name}", f"must be greater than 0, not {value!r}")
             for name, value in msgspec.structs.asdict(self).items()
             if value <= 0
         ]
         if self.suspect_after < 2:
-            faults.append(
-                "limits.suspect_after must be at least 2: one late heartbeat is not a death"
-            )
+            reason = "must be at least 2: one late heartbeat is not a death"
+            faults.append(("limits.suspect_after", reason))
         if self.reconnect_max_s < self.reconnect_min_s:
-            faults.append("limits.reconnect_max_s must not be less than limits.reconnect_min_s")
+            faults.append(
+                ("limits.reconnect_max_s", "must not be less than limits.reconnect_min_s")
+            )
         if self.retry_max_s < self.retry_min_s:
-            faults.append("limits.retry_max_s must not be less than limits.retry_min_s")
+            faults.append(("limits.retry_max_s", "must not be less than limits.retry_min_s"))
         if self.peer_bytes < self.max_frame_bytes:
-            faults.append("limits.peer_bytes must not be less than limits.max_frame_bytes")
+            faults.append(("limits.peer_bytes", "must not be less than limits.max_frame_bytes"))
         biggest = max(
             # JSON text inside JSON: a control character may take six bytes (RFC 8259, section 7).
             3 * self.max_description_bytes,
@@ -146,15 +153,12 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             3 * self.page_bytes,
         )
         if self.max_frame_bytes < biggest:
-            faults.append(
-                f"limits.max_frame_bytes must be at least {biggest}: "
-                "three times the largest description, prompt, result and page"
-            )
-        if self.max_description_bytes > MAX_DESCRIPTION_BYTES or self.max_nodes > MAX_NODES:
-            faults.append(
-                f"limits.max_description_bytes and limits.max_nodes may lower "
-                f"{MAX_DESCRIPTION_BYTES} and {MAX_NODES}, not raise them"
-            )
-        if faults:
-            raise ConfigError("; ".join(faults))
-        return self
+            reason = "three times the largest description, prompt, result and page"
+            faults.append(("limits.max_frame_bytes", f"must be at least {biggest}: {reason}"))
+        if self.max_description_bytes > MAX_DESCRIPTION_BYTES:
+            reason = f"must be at most {MAX_DESCRIPTION_BYTES}: it may only be lowered"
+            faults.append(("limits.max_description_bytes", reason))
+        if self.max_nodes > MAX_NODES:
+            reason = f"must be at most {MAX_NODES}: it may only be lowered"
+            faults.append(("limits.max_nodes", reason))
+        return faults
