@@ -69,8 +69,29 @@ def parse(text: str, schema: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -
     return value
 
 
+def check_schema(schema: Mapping[str, Any]) -> Any:
+    """Check that a JSON Schema is one, in draft 2020-12 unless `$schema` names another.
+
+    Returns:
+        the dialect: `jsonschema`'s class of validators for it.
+
+    Raises:
+        GraphError: it is none; `where` is the path of the fault, like `$.properties.x`.
+    """
+    import jsonschema
+
+    if not isinstance(schema.get("$schema", ""), str):
+        raise GraphError("$.$schema", "must be a string")
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise GraphError(error.json_path, f"not a JSON Schema: {quote(error.message)}") from None
+    return kind
+
+
 def validate(value: Any, schema: Mapping[str, Any]) -> None:
-    """Check a JSON value against a JSON Schema (draft 2020-12 unless `$schema` names another).
+    """Check a JSON value against a JSON Schema.
 
     References to other documents are refused: a task must not make us fetch a URL.
 
@@ -82,18 +103,14 @@ def validate(value: Any, schema: Mapping[str, Any]) -> None:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    dialect = schema.get("$schema", "")
-    if not isinstance(dialect, str):
-        raise AgentError("the node's schema names its `$schema` with no text", retryable=False)
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(schema)
+        kind = check_schema(schema)
         fault = jsonschema.exceptions.best_match(
             kind(schema, registry=Registry()).iter_errors(value)
         )
-    except jsonschema.SchemaError as error:
-        reason = f"not a JSON Schema, at {error.json_path}: {quote(error.message)}"
-        raise AgentError(f"the node's schema is {reason}", retryable=False) from None
+    except GraphError as error:
+        reason = f"cannot be used, at {error.where}: {error.reason}"
+        raise AgentError(f"the node's schema {reason}", retryable=False) from None
     except Unresolvable as error:
         reason = f"refers to what it does not hold: {quote(str(error))}"
         raise AgentError(f"the node's schema {reason}", retryable=False) from None

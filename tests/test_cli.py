@@ -260,25 +260,32 @@ def test_check_of_agents(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "schema",
+    ("schema", "said"),
     [
-        {"properties": {"x": {"type": "strng"}}},
-        {"type": "odd"},
-        {"minimum": "1"},
-        {"pattern": "("},
-        {"$schema": [1]},
+        ({"properties": {"x": {"type": "strng"}}}, ".properties.x.type: not a JSON Schema: "),
+        ({"type": "odd"}, ".type: not a JSON Schema: "),
+        ({"minimum": "1"}, ".minimum: not a JSON Schema: "),
+        ({"pattern": "("}, ".pattern: not a JSON Schema: "),
+        ({"$schema": [1]}, ".$schema: must be a string"),
     ],
 )
 def test_check_of_schemas(
-    schema: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    schema: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """`check` refuses a node's schema that is no JSON Schema, and says where."""
     node = {"agent": "echo", "prompt": "hi", "schema": schema}
     (tmp_path / "graph.json").write_text(json.dumps({"nodes": {"c": node}}))
     assert main(["check", "graph.json"]) == 2
-    errors = capsys.readouterr().err
-    assert errors.startswith("error: nodes.c.schema")
-    assert "not a JSON Schema: " in errors or "$schema" in errors
+    assert capsys.readouterr().err.startswith(f"error: nodes.c.schema{said}")
+
+
+def test_submit_takes_any_schema(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    """`submit` does not look into a schema: the node fails at its first answer."""
+    node = {"agent": "echo", "prompt": "hi", "schema": {"type": "objct"}}
+    (tmp_path / "graph.json").write_text(json.dumps({"nodes": {"c": node}}))
+    code, _, errors = run("submit", "graph.json", "--wait")
+    assert code == 1
+    assert "the node's schema cannot be used, at $.type: not a JSON Schema: 'objct'" in errors
 
 
 def test_standard_input(

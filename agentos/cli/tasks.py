@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentos.answers import quote
+from agentos.answers import check_schema
 from agentos.blocking import Client, Task
 from agentos.cli import output
 from agentos.cli.options import (
@@ -303,19 +303,13 @@ def check(
 
 def _check_schema(node: Node) -> None:
     """Refuse what is no JSON Schema now, not when the node's first answer has been paid for."""
-    import jsonschema
-
     if node.schema is None:
         return
-    where = join(join("nodes", node.name), "schema")
-    if not isinstance(node.schema.get("$schema", ""), str):
-        raise GraphError(join(where, "$schema"), "must be a string")
-    kind = jsonschema.validators.validator_for(node.schema, default=jsonschema.Draft202012Validator)
     try:
-        kind.check_schema(node.schema)
-    except jsonschema.SchemaError as error:
-        place = where + error.json_path.removeprefix("$")
-        raise GraphError(place, f"not a JSON Schema: {quote(error.message)}") from None
+        check_schema(node.schema)
+    except GraphError as error:
+        where = join(join("nodes", node.name), "schema")
+        raise GraphError(where + error.where.removeprefix("$"), error.reason) from None
 
 
 def _warn_of_missing_agents(graph: Graph, config: Config) -> None:
