@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 
@@ -59,3 +60,16 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} -> {target}"
+
+
+def test_names_in_documents_can_be_imported() -> None:
+    """What a document calls `agentos.something` is a module, or a name in one."""
+    names = {
+        name
+        for document in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+        for name in re.findall(r"`(agentos(?:\.\w+)+)`", document.read_text())
+        if name.rpartition(".")[2] not in {"toml", "db"}
+    }
+    assert len(names) >= 5
+    for name in names:
+        pkgutil.resolve_name(name)  # raises what says which part is not there
