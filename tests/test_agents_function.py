@@ -357,7 +357,7 @@ def test_from_path(module: str) -> None:
         ("users_missing:x", "there is no module 'users_missing'"),
         ("users_broken:x", "there is no module 'surely_not_installed'"),
         ("users_raising:x", "importing users_raising raised ZeroDivisionError"),
-        ("users_own:wisper", "has no 'wisper'; did you mean 'whisper'"),
+        ("users_own:wisper", "has no 'wisper'; did you mean \"whisper\""),
         ("users_own:number", "a int cannot be called"),
     ],
 )

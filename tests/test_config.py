@@ -113,7 +113,7 @@ def test_agents_that_cannot_be_made() -> None:
         make_agents(config)
     assert "agents.a: no.such:thing: there is no module" in str(caught.value)
     assert "agents.b: textwrap:indnt" in str(caught.value)
-    assert "did you mean 'indent'" in str(caught.value)
+    assert 'did you mean "indent"' in str(caught.value)
 
 
 def test_several_gateways(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import difflib
 import functools
 import importlib
 import inspect
@@ -15,6 +14,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from agentos import answers
 from agentos.core.errors import AgentError, ConfigError
+from agentos.core.fields import hint
 from agentos.core.ports import AgentAnswer, AgentRequest
 
 P = ParamSpec("P")
@@ -258,7 +258,6 @@ def _import(path: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{path}: {module_name} has no {part!r}{hint}") from None
+            known = hint(part, dir(found))
+            raise ConfigError(f"{path}: {module_name} has no {part!r}{known}") from None
     return found
