@@ -19,7 +19,7 @@ from agentos.core.limits import Limits
 from agentos.core.ports import Agent
 from agentos.host import Host
 from agentos.registry import Transports
-from agentos.topology import ClusterConfig
+from agentos.topology import ClusterConfig, database_in
 
 if TYPE_CHECKING:
     from agentos.blocking import Client
@@ -93,7 +93,7 @@ class Cluster:
                 data = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-"))
             Path(data).mkdir(parents=True, exist_ok=True)
             self.host = stack.enter_context(Host(self._limits, self._agents))
-            database = f"sqlite:///{Path(data).resolve() / 'agentos.db'}"
+            database = database_in(data)
             self.url = self.host.gateway(self._listen or "inproc://gateway", database=database)
             for region in self._shape.region_names:
                 url = self.host.region(region, self._below(region), [self.url])

@@ -26,7 +26,7 @@ from agentos.config import Config, needs_local_model
 from agentos.core.errors import AgentOSError, ConfigError
 from agentos.datadir import ClusterRecord, DataFolder, RoleProcess
 from agentos.role import RoleSpec
-from agentos.topology import ClusterConfig
+from agentos.topology import ClusterConfig, database_in
 
 START_S = 60.0
 """How long the cluster may take to be ready, the local model included."""
@@ -149,7 +149,7 @@ class Supervisor:
         shortcuts: Sequence[Child] = (),
     ) -> Child:
         cluster = self._config.cluster
-        database = cluster.database or f"sqlite:///{os.path.abspath(cluster.data)}/agentos.db"  # noqa: PTH100
+        database = cluster.database or database_in(cluster.data)
         kind, _, name = role.partition("/")
         has_database = kind == "store" or (kind == "gateway" and not parents)
         spec = RoleSpec(

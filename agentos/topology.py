@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,6 +12,11 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Meta(min_length=1)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 _Number = Annotated[int, Meta(ge=1, le=1_000)]
+
+
+def database_in(folder: str | Path) -> str:
+    """The URL of the SQLite file in a data folder."""
+    return f"sqlite:///{Path(folder).absolute() / 'agentos.db'}"
 
 
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,6 +18,7 @@ from agentos.datadir import ClusterRecord
 from agentos.datadir import cleanup as end_leftovers
 from agentos.datadir import restart as rolling_restart
 from agentos.role import Ready, RoleSpec
+from agentos.topology import database_in
 
 DataOption = Annotated[
     str | None,
@@ -304,8 +305,7 @@ def _data(given: str | None, file: Path | None) -> str:
 
 
 def _database(config: Config) -> str:
-    folder = Path(config.cluster.data).absolute()
-    return config.cluster.database or f"sqlite:///{folder / 'agentos.db'}"
+    return config.cluster.database or database_in(config.cluster.data)
 
 
 def _named(name: str, metavar: str, parts: int) -> str:
