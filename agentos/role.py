@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from agentos.host import Host
 
 REFUSED_FACTOR = 2.0
-"""How much longer a role asks for a name that another has than the dead are remembered."""
+"""A name that another process has is asked for this many times as long as a dead process keeps it."""
 SWITCH_S = 0.0002
 """How long a thread computes before another has its turn."""
 COLLECT_AFTER = 100_000

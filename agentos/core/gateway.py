@@ -18,7 +18,8 @@ from agentos.core.weight import weight
 
 SWEEP, LOOK = "sweep", "look"
 PATIENCE = 30
-"""Resend times for which a client's request waits for the store; its client has asked again by then."""
+"""A client's request waits for the store for this many `limits.resend_s`: longer than any client does
+before it asks again."""
 
 
 RECHECKED = 64

@@ -19,7 +19,7 @@ BEAT, SWEEP, LOOK = (0, "beat"), (0, "sweep"), (0, "look")
 CLAIM = "claim"
 PAGE = 1_000
 SOON = 0.1
-"""Heartbeats that must be between two reports, even if there is news."""
+"""The least time between two reports, in `limits.heartbeat_s`, even if there is news."""
 
 
 class RegionMachine:

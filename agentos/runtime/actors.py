@@ -45,7 +45,7 @@ class MachineActor(pykka.ThreadingActor):
 
     A message that makes the machine raise is dropped and logged, and the machine is made anew:
     its state may be half changed, and everything that matters is in the database. After
-    `MAX_FAILURES` within a minute the actor stops and tells its owner.
+    `MAX_FAILURES` within a minute the next one stops the actor, which tells its owner.
 
     Args:
         make: builds the machine, at the start and after a failure.

@@ -130,7 +130,7 @@ class AgentRunner:
     def handle(self, envelopes: Sequence[m.Envelope]) -> None:
         """Take `Invoke` and `Revoke` messages from proxies, in order. Callable from any thread."""
         if self._closing.is_set():
-            log.debug("messages for a closed agent runner", runner=self.address)
+            log.debug("messages_after_close", runner=self.address)
             return
         self._inbox.append(envelopes)
         if self._woken:  # the loop has yet to look: it will find these too
@@ -151,7 +151,7 @@ class AgentRunner:
         self._thread.join(3 * CANCEL_S)
         if self._thread.is_alive():
             stuck = sorted({f"{task_id}/{row}" for _, task_id, _, row, _ in list(self._running)})
-            log.warning("agents did not let go", runner=self.address, calls=stuck)
+            log.warning("agents_did_not_let_go", runner=self.address, calls=stuck)
 
     # -- everything below runs in the loop's thread -----------------------------------------------
 
@@ -173,7 +173,7 @@ class AgentRunner:
             async with asyncio.timeout(CANCEL_S):
                 await agent.close()
         except Exception as error:  # noqa: BLE001 (the others are to be closed all the same)
-            log.warning("agent failed to close", agent=agent.name, exception=results.trace(error))
+            log.warning("agent_close_failed", agent=agent.name, exception=results.trace(error))
 
     def _take(self) -> None:
         self._woken = False  # before looking: what comes after that brings another turn
@@ -186,12 +186,12 @@ class AgentRunner:
                         self._revoke((envelope.sender, task_id, epoch, row, attempt))
                     case other:
                         kind = type(other).__name__
-                        log.warning("not for an agent runner", kind=kind, sender=envelope.sender)
+                        log.warning("message_unexpected", kind=kind, sender=envelope.sender)
 
     def _start(self, invoke: m.Envelope, call: m.Call) -> None:
         key = (invoke.sender, call.task_id, call.epoch, call.row, call.attempt)
         if key in self._running or self._closing.is_set():
-            log.info("call not started", task_id=call.task_id, row=call.row)
+            log.info("call_not_started", task_id=call.task_id, row=call.row)
             return
         desk = self._desks.get(call.agent)
         if desk is None:
@@ -270,7 +270,7 @@ class AgentRunner:
         try:
             self._deliver(outbox)
         except Exception as error:  # noqa: BLE001 (later results are to be delivered all the same)
-            log.warning("results could not be delivered", exception=results.trace(error))
+            log.warning("results_undelivered", exception=results.trace(error))
 
     async def _result(self, run: _Run) -> m.CallResult:
         call, usage = run.call, m.Usage(calls=1)
@@ -286,12 +286,12 @@ class AgentRunner:
             outcome = error
             if error.__cause__ is not None:
                 text = results.trace(error.__cause__)
-                log.debug("agent raised", task_id=call.task_id, row=call.row, exception=text)
+                log.debug("agent_raised", task_id=call.task_id, row=call.row, exception=text)
         except Exception as error:  # noqa: BLE001 (a call without a result would wait for ever)
             reason = f"agent {call.agent!r} answered what cannot be read: {answers.describe(error)}"
             outcome = AgentError(reason, retryable=False)
             text = results.trace(error)
-            log.warning("unreadable", task_id=call.task_id, row=call.row, exception=text)
+            log.warning("answer_unreadable", task_id=call.task_id, row=call.row, exception=text)
         return results.result(run.invoke, call, outcome, usage, time.monotonic() - run.begun)
 
     async def _ask(self, run: _Run, request: AgentRequest) -> AgentAnswer:
@@ -312,7 +312,7 @@ class AgentRunner:
             if run.expired and isinstance(error, TimeoutError):
                 raise _late(run) from None
             kind, task_id, row = type(error).__name__, run.call.task_id, run.call.row
-            log.warning("agent failed", task_id=task_id, row=row, error=kind)
+            log.warning("agent_failed", task_id=task_id, row=row, error=kind)
             reason = f"agent {agent.name!r} raised {answers.describe(error)}"
             raise AgentError(reason, retryable=True) from error
         finally:

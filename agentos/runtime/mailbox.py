@@ -60,7 +60,7 @@ class Mailbox:
         self.deadline: Callable[[], float | None] = lambda: None
         self._inlet: queue.SimpleQueue[Batch | PykkaEnvelope[Any]] = queue.SimpleQueue()
         self._lines: dict[str, Line] = {}
-        """By sender. With the rest of this paragraph touched by the actor's thread only."""
+        """What waits, by sender. This and all down to `_held` are touched by the actor's thread only."""
         self._waiting = 0
         """How many messages are in the lines."""
         self._kept = KEPT

@@ -15,7 +15,8 @@ from agentos.core.ports import Connection
 NAMES_PER_CHILD: Final = 65_536
 """A gateway below a store brings the names of all its clients, regions and proxies."""
 FORGET_AFTER: Final = 10
-"""Patiences of silence, beyond what a child that rests may be silent, after which its names are free."""
+"""A child's names are free when it has been silent for this many times the silence that is a reason
+to doubt it (`link_ping_s * suspect_after`), and for as long as a child that rests may be."""
 
 MAY_HOST: Final[Mapping[str, frozenset[str]]] = {
     "gateway": frozenset({"region", "proxy", "client", "actor"}),

@@ -19,10 +19,10 @@ from agentos.registry import Transports
 from agentos.runtime.wire import open_sealed
 
 ALONG = 0.75
-"""From which part of `limits.link_ping_s` on a probe goes along with what is sent anyway."""
+"""A probe goes along with a message when the last one is this many `limits.link_ping_s` ago."""
 SELDOM = 2.0
-"""After how many `limits.link_ping_s` the thread probes by itself, where things are sent anyway; and
-when nothing was for so long, a link is quiet."""
+"""A link over which nothing was sent for this many `limits.link_ping_s` is quiet, and is probed by the
+thread; on any other the thread does so only when no probe has gone along for as long."""
 MOMENT_S = 0.001
 MOST_S = 0.2
 """How long a link waits for the one that it is beside, before it looks whether it is closed."""

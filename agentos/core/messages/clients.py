@@ -64,7 +64,7 @@ class Ping(Message, frozen=True, kw_only=True):
 
 
 class Pong(Message, frozen=True, kw_only=True):
-    """It is."""
+    """The answer to a `ping`: the link is alive."""
 
 
 # -- a client and the gateway ----------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Watch(Message, frozen=True, kw_only=True):
 
 
 class Unwatch(Message, frozen=True, kw_only=True):
-    """No more of it."""
+    """Stop telling this client about the task."""
 
     task_id: TaskId
     client: Address
@@ -123,7 +123,7 @@ class Unwatch(Message, frozen=True, kw_only=True):
 class Event(Message, frozen=True, kw_only=True):
     """Something happened to a task; a hint for people, never the authority.
 
-    `event` is one of: placed, started, call, answer, retry, vote, round, node, lost.
+    `event` is one of: placed, started, call, answer, vote, void, retry, lost, node.
     """
 
     task_id: TaskId

@@ -134,7 +134,7 @@ class FindTasks(Message, frozen=True, kw_only=True):
 
 
 class TasksFound(Message, frozen=True, kw_only=True):
-    """They are these. `region` and `agents` are the question's."""
+    """The tasks that `find_tasks` asked for. `region` and `agents` are the question's."""
 
     region: Address
     agents: tuple[Label, ...] | None
@@ -154,6 +154,6 @@ class TaskCount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TaskCounts(Message, frozen=True, kw_only=True):
-    """They are so many."""
+    """How many unfinished tasks there are, in groups: the answer to `count_tasks`."""
 
     counts: tuple[TaskCount, ...]
