@@ -44,7 +44,8 @@ class Cluster:
         offers: agents by proxy, like `{"eu/1": ["writer"]}`; a proxy not named offers all.
 
     Raises:
-        AgentOSError: whatever keeps a part of it from starting; nothing is left running.
+        AddressTaken: a living cluster uses the data folder, or `listen`.
+        AgentOSError: whatever else keeps a part of it from starting; nothing is left running.
     """
 
     def __init__(
@@ -85,13 +86,15 @@ class Cluster:
         """Start every role: the store and the gateway, then the regions, then the proxies."""
         if self._stack is not None:
             raise LocalProtocolError("this cluster is running; stop it first")
+        from agentos.datadir import DataFolder  # which loads psutil: when a cluster starts
+
         with contextlib.ExitStack() as stack:
             data = self._data
             if data is None:
                 import tempfile
 
                 data = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-"))
-            Path(data).mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(DataFolder(data))
             self.host = stack.enter_context(Host(self._limits, self._agents))
             database = database_in(data)
             self.url = self.host.gateway(self._listen or "inproc://gateway", database=database)
@@ -100,6 +103,7 @@ class Cluster:
                 for i in range(1, self._shape.proxies + 1):
                     offers = self._offers.get(f"{region}/{i}")
                     self.host.proxy(region, str(i), [url], offers)
+            folder.tell(self.url)
             self._await_heartbeats()
             self._stack = stack.pop_all()
         return self

@@ -27,6 +27,7 @@ from agentos.core.errors import (
     ResultTimeout,
 )
 from agentos.core.ports import Connection
+from agentos.datadir import DataFolder
 from agentos.testing.transport_recorder import eventually
 from tests.switches import FAST, TCP
 
@@ -352,3 +353,23 @@ def test_a_shape_that_can_run_nothing_is_refused(shape: dict[str, Any]) -> None:
     """A cluster without regions or proxies, or with names that are none, is a mistake."""
     with pytest.raises(ConfigError, match=next(iter(shape))):
         Cluster([EchoAgent()], **shape)
+
+
+def test_a_data_folder_is_one_clusters(tmp_path: Path) -> None:
+    """Two clusters on one database would take each other's owners for dead: the second is refused."""
+    with Cluster([EchoAgent()], data=tmp_path, limits=FAST, listen=TCP) as cluster:
+        with pytest.raises(AddressTaken, match=rf"{os.getpid()}, a cluster at {cluster.url}"):
+            Cluster([EchoAgent()], data=tmp_path, limits=FAST).start()
+        with pytest.raises(AddressTaken, match="in use"):
+            DataFolder(tmp_path)
+        with cluster.client() as client:
+            assert client.submit(one("echo")).result(20) == "x"
+    with Cluster([EchoAgent()], data=tmp_path, limits=FAST) as again, again.client() as client:
+        assert client.submit(one("echo")).result(20) == "x"
+
+
+def test_a_data_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
+    """A file where the folder should be is said in our words, as everything else is."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="data folder"):
+        Cluster([EchoAgent()], data=tmp_path / "file", limits=FAST).start()

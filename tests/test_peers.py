@@ -224,7 +224,9 @@ def test_the_silent_are_forgotten_and_still_probed(peers: Peers) -> None:
     peers.register(one, hello("greeter"), 0.0)
     peers.register(two, hello("client/y"), 0.0)
     assert peers.erred(nameless, 0.0) == 1
-    now = FORGET_AFTER * PATIENCE_S + LIMITS.idle_beat_s + 1
+    rests_s = LIMITS.idle_beat_s * LIMITS.suspect_after
+    assert peers.silent(rests_s + PATIENCE_S) == ([], []), "a link that rests is probed as seldom"
+    now = FORGET_AFTER * PATIENCE_S + rests_s + 1
     peers.heard(two, now)
     silent, names = peers.silent(now)
     assert set(silent) == {one, nameless}

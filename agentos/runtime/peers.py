@@ -90,7 +90,8 @@ class Peers:
 
     def __init__(self, limits: Limits) -> None:
         self._patience_s = limits.link_ping_s * limits.suspect_after
-        self._forget_s = FORGET_AFTER * self._patience_s + limits.idle_beat_s
+        rests_s = limits.idle_beat_s * limits.suspect_after
+        self._forget_s = FORGET_AFTER * self._patience_s + rests_s
         self._max = limits.max_children
         self._lock = threading.Lock()
         self._peers: dict[Connection, Peer] = {}
