@@ -7,7 +7,10 @@ import socket as bsd
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -125,6 +128,61 @@ def test_a_connection_that_ends_is_noticed(transport: ZeroMQTransport, rested: b
             eventually(lambda: at_rest(listener))
         peer.close()
         eventually(lambda: len(inbox.ended) == 1)
+
+
+@pytest.mark.parametrize(
+    "url", ["tcp://127.0.0.1:*", "ipc://{folder}/door", "ipc://@{folder}/door"]
+)
+def test_all_who_leave_a_resting_listener_are_noticed(
+    transport: ZeroMQTransport, tmp_path: Path, url: str
+) -> None:
+    """The kernel's word of an end is lost when libzmq closes the descriptor first: it says so too."""
+    inbox = Recorder()
+    listener = transport.listen(url.format(folder=tmp_path), inbox)
+    with zmq.Context() as context:
+        for number in range(1, 7):
+            peer = Peer(context, listener.url)
+            peer.raw(*HELLO)
+            inbox.wait_for(number)
+            eventually(lambda: at_rest(listener))
+            assert len(inbox.ended) == number - 1
+            peer.close()
+            eventually(lambda n=number: len(inbox.ended) == n)
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+def test_a_number_that_is_used_again_is_the_next_ones(
+    transport: ZeroMQTransport, hostile: bool
+) -> None:
+    """Who gets the descriptor of one that has left is not taken for it, whatever that had said.
+
+    What it had said is read only when both have come: the thread is busy meanwhile.
+    """
+    inbox = Recorder()
+    listener = transport.listen("tcp://127.0.0.1:*", inbox)
+    busy = threading.Event()
+    transport.loop.submit(lambda: busy.wait(20) and None)
+    try:
+        first = tcp(listener.url)
+        handshake(first)
+        first.sendall(message([b"x"] * 20 if hostile else HELLO))
+        time.sleep(0.2)  # libzmq's own thread takes it
+        first.close()
+        time.sleep(0.2)  # and closes its end
+        second = tcp(listener.url)
+        handshake(second)
+        second.sendall(message(HELLO))
+        time.sleep(0.2)
+    finally:
+        busy.set()
+    with second:
+        inbox.wait_for(1 if hostile else 2)
+        eventually(lambda: at_rest(listener))
+        assert len(listener._children) == 1
+        assert len(inbox.errors) == hostile
+        assert len(inbox.ended) == 1
+        second.sendall(message(HELLO))
+        inbox.wait_for(2 if hostile else 3)
 
 
 def test_whom_a_resting_listener_gives_up_is_disconnected(transport: ZeroMQTransport) -> None:

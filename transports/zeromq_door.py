@@ -26,6 +26,10 @@ log = structlog.get_logger(__name__)
 
 LOOK_S: Final = 0.2
 """How often the door looks: what an endless message may bring in between is not bounded."""
+LATE: Final = 3
+"""For how many looks what came over a connection may be read after that has ended."""
+EVENTS: Final = int(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+"""What the monitor of a listener is to tell."""
 THOROUGH: Final = 5
 """Every so many looks all connections are looked at, not only those that something came over."""
 SLACK_BYTES: Final = 64 * 1024
@@ -41,9 +45,14 @@ _RECEIVED_AT: Final = 128
 class Visitor:
     """One connection. `mark`: the bytes that had come over it when it was last heard."""
 
-    __slots__ = ("calm", "mark", "refused", "spoke", "told")
+    __slots__ = ("calm", "mark", "refused", "spoke", "sure_at", "told", "watched")
 
-    def __init__(self) -> None:
+    def __init__(self, sure_at: int = 0) -> None:
+        self.sure_at = sure_at
+        """The look from which on what is read under its descriptor's number is its own: before, it
+        may be of the connection that had that number, and left without being heard."""
+        self.watched = False
+        """Whether the kernel says that something has come over it."""
         self.mark = 0
         self.calm = False
         """Whether no message had begun and not ended at the last look."""
@@ -63,7 +72,7 @@ class Door:
     """Watches the connections of a listener. In the I/O thread only.
 
     Args:
-        events: the listener's monitor, which tells who was accepted (`zmq.EVENT_ACCEPTED`).
+        events: the listener's monitor, which tells of `EVENTS`.
         url: where it listens.
         limits: `max_frame_bytes`, `max_children`.
     """
@@ -83,8 +92,13 @@ class Door:
         """By file descriptor, in the order in which they came."""
         self._looked_at = time.monotonic()
         self._looks = 0
-        self._stirs = select.epoll() if hasattr(select, "epoll") else None
+        self._unheard: dict[int, int] = {}
+        """Descriptors of those who have left without being heard, and until which look they may be."""
+        self._stirs: select.epoll | None = None
         """Tells, once, of connections that something has come over (edge-triggered)."""
+        if hasattr(select, "epoll"):
+            with contextlib.suppress(OSError):  # no more descriptors: without it there is no rest
+                self._stirs = select.epoll()
         self.at_rest = False
         """Whether nothing is to be seen before a connection comes, or something over one."""
 
@@ -110,20 +124,45 @@ class Door:
         self.admit()
         return self._visitors.get(fd) or Visitor()
 
+    def refuse(self, visitor: Visitor) -> None:
+        """End this connection, unless it is not sure that it is the one that is meant.
+
+        Then it is left alone until something comes over it again, which nobody listens to.
+        """
+        visitor.refused = self._looks >= visitor.sure_at
+
     def admit(self) -> bool:
-        """Note who was accepted; returns whether the listener itself was closed."""
+        """Note who came and who went; returns whether the listener itself was closed."""
         closed = False
         while self._events.poll(0):
             event, value = struct.unpack("=hi", self._events.recv_multipart()[0])
             if event == zmq.EVENT_ACCEPTED:
-                if (before := self._visitors.pop(value, None)) is not None:
-                    self._left.append(before)  # the number is another connection's now
-                self._visitors[value] = Visitor()
-                if self._stirs is not None:
-                    with contextlib.suppress(OSError):  # it is closed again already
-                        self._stirs.register(value, select.EPOLLIN | select.EPOLLET)
+                self._leave(value)  # the number is another connection's now
+                self._visitors[value] = visitor = Visitor(self._unheard.get(value, 0))
+                visitor.watched = self._watch(value)
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._leave(value)  # said before the descriptor is closed, and its number free
             closed |= event == zmq.EVENT_CLOSED
         return closed
+
+    def _watch(self, fd: int) -> bool:
+        """Have the kernel tell when something comes over a connection; whether it will."""
+        if self._stirs is None:
+            return False
+        try:
+            self._stirs.register(fd, select.EPOLLIN | select.EPOLLET)
+        except FileExistsError:  # its number was another's, of whose coming is heard only now
+            return True
+        except OSError:  # it is closed again already, or the kernel watches no more
+            return False
+        return True
+
+    def _leave(self, fd: int) -> None:
+        """Note that a connection has ended; what came over it may still be read."""
+        if (visitor := self._visitors.pop(fd, None)) is not None:
+            self._left.append(visitor)
+            if not visitor.spoke:
+                self._unheard[fd] = self._looks + LATE
 
     def look(self) -> list[Visitor]:
         """End what has to be; returns those whose message did not end.
@@ -135,6 +174,7 @@ class Door:
         late = now - self._looked_at > 3 * LOOK_S
         self._looked_at = now
         self._looks += 1
+        self._unheard = {fd: at for fd, at in self._unheard.items() if at >= self._looks}
         thorough = late or self._looks % THOROUGH == 0 or len(self._visitors) > self._max
         stirred = self._stirred()
         endless, unread = [], {}
@@ -142,8 +182,7 @@ class Door:
             received = self._received(fd)
             visitor.calm = visitor.told or late or received == visitor.mark
             if received is None:
-                del self._visitors[fd]
-                self._left.append(visitor)
+                self._leave(fd)
             elif visitor.refused:
                 self._end(fd)
             elif visitor.told or late:
@@ -182,7 +221,7 @@ class Door:
     def _is_quiet(self) -> bool:
         """Whether all have said something, and it was whole, and nobody is on the way out."""
         return not (self._left or self._leaving) and all(
-            visitor.spoke and visitor.calm and not visitor.refused
+            visitor.watched and visitor.spoke and visitor.calm and not visitor.refused
             for visitor in self._visitors.values()
         )
 
@@ -214,7 +253,7 @@ class Door:
                 if _WINDOW_CLAMP is not None and self._family != bsd.AF_UNIX:
                     connection.setsockopt(bsd.IPPROTO_TCP, _WINDOW_CLAMP, 1)
                 connection.shutdown(bsd.SHUT_RD)
-        self._visitors.pop(fd, None)
+        self._leave(fd)
 
     def _received(self, fd: int) -> int | None:
         """Bytes that have come over a connection; None when it is not there any more."""
@@ -235,6 +274,8 @@ class Door:
     def _is_ours(self, connection: bsd.socket) -> bool:
         """Whether libzmq has not closed it: its number may be another file's by now."""
         here = connection.getsockname()
+        if isinstance(here, bytes):  # an abstract name, which URLs begin with an @
+            here = "@" + here[1:].decode()
         return self._name == (here if isinstance(here, str) else here[1])
 
 

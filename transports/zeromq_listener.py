@@ -15,7 +15,7 @@ import zmq
 from agentos.core.errors import AgentOSError, HostilePeerError, Overloaded
 from agentos.core.messages import Envelope
 from agentos.core.ports import Receiver
-from agentos.transports.zeromq_door import LOOK_S, Door, Visitor
+from agentos.transports.zeromq_door import EVENTS, LOOK_S, Door, Visitor
 from agentos.transports.zeromq_io import MAX_FRAMES, Socket, descriptor, monitor, receive, transmit
 from agentos.transports.zeromq_links import BATCH, LINGER_MS, Link, Shared
 
@@ -87,7 +87,7 @@ class RouterListener:
     """A bound ROUTER. Its peers become children with their first message."""
 
     def __init__(self, shared: Shared, socket: Socket, url: str, receiver: Receiver) -> None:
-        self._monitor = monitor(socket, zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED)
+        self._monitor = monitor(socket, EVENTS)
         try:
             socket.bind(url)
         except zmq.ZMQError:
@@ -154,7 +154,7 @@ class RouterListener:
         """
         self._children.pop(routing_id, None)
         if refuse:
-            child.visitor.refused = True
+            self._door.refuse(child.visitor)
             self._rouse()
             self._refused[routing_id] = None
             if len(self._refused) > self._shared.limits.max_children:
@@ -187,13 +187,13 @@ class RouterListener:
             child.deliver(envelopes)
 
     def _accept(self, routing_id: bytes, fd: int) -> Child | None:
+        visitor = self._door.find(fd)
+        self._rouse()  # that may have read what would have ended the rest
         if routing_id in self._refused:
-            self._door.find(fd).refused = True
+            self._door.refuse(visitor)
             return None
         self._accepted += 1
-        child = Child(
-            self._shared, self, routing_id, f"{self.url}#{self._accepted}", self._door.find(fd)
-        )
+        child = Child(self._shared, self, routing_id, f"{self.url}#{self._accepted}", visitor)
         if routing_id[:1] != b"\0":
             # Ids that a peer chose could be another's; those that ROUTER makes start with a zero.
             self._turn_away(child, HostilePeerError("the peer set a routing id of its own"))
@@ -201,6 +201,10 @@ class RouterListener:
         if len(self._children) >= self._shared.limits.max_children and not self._evict():
             self._turn_away(child, Overloaded(_FULL))
             return None
+        for other in [c for c in self._children.values() if c.visitor is visitor]:
+            # A connection has one id: the other's has ended, and had this number. Next turn, when
+            # what it had said is delivered.
+            self._io.submit(other.lose)
         self._children[routing_id] = child
         return child
 
@@ -221,6 +225,16 @@ class RouterListener:
         """See what the door has seen, and end what has to be."""
         if self._gone.is_set():
             return
+        try:
+            self._judge()
+        finally:
+            if self._door.at_rest:  # an idle process is not woken for nothing
+                for source in self._door.sources():
+                    self._io.register(source, self._rouse)
+            else:
+                self._io.later(LOOK_S, self._look)
+
+    def _judge(self) -> None:
         for visitor in self._door.look():
             known = (child for child in self._children.values() if child.visitor is visitor)
             child = next(known, None) or self._stranger(visitor)
@@ -230,11 +244,6 @@ class RouterListener:
             child.lose()
         for visitor in self._door.crowd_out():
             self._turn_away(self._stranger(visitor), Overloaded(_FULL))
-        if self._door.at_rest:  # an idle process is not woken for nothing
-            for source in self._door.sources():
-                self._io.register(source, self._rouse)
-        else:
-            self._io.later(LOOK_S, self._look)
 
     def _stranger(self, visitor: Visitor) -> Child:
         """Somebody who has never said anything, for the receiver to count."""

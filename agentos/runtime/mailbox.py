@@ -163,6 +163,7 @@ class Mailbox:
             mine = loop.turn(0.0 if busy else self._patience(), self._has_come)
         except Exception:  # the links are their own thread's again, and the actor goes on
             log.exception("loop_failed")
+            loop.leave()
             mine = False
         if not mine:
             self._loop = None
