@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -146,6 +147,30 @@ def test_a_loop_that_fails_costs_no_actor() -> None:
     assert not io.is_current()
     mailbox.deliver([said("client/a", 1)])
     assert taken(mailbox) == [("client/a", 1)]
+    assert io.stop(lambda: None, timeout_s=DEADLINE_S)
+
+
+def test_a_machine_that_fails_over_its_deadline_lets_the_sockets_go() -> None:
+    """Whatever goes wrong before the loop's turn: nobody else would turn a loop that is kept."""
+    io = IOThread("agentos-zeromq-test")
+    mailbox = Mailbox(bound=10, batch=10)
+    due = iter([time.monotonic() + 0.01])
+
+    def deadline() -> float:
+        if (at := next(due, None)) is None:
+            raise RuntimeError("broken")
+        return at
+
+    mailbox.deadline = deadline
+    mailbox.attend(io)
+    assert mailbox.get().message == []
+    assert io.is_current()
+    with capture_logs(), contextlib.suppress(RuntimeError):
+        mailbox.get()
+    assert not io.is_current()
+    ran = threading.Event()
+    io.submit(ran.set)
+    assert ran.wait(DEADLINE_S)
     assert io.stop(lambda: None, timeout_s=DEADLINE_S)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -174,3 +175,15 @@ def test_no_input_is_kept() -> None:
     (kept,) = graphs._kept.values()
     assert kept.graph.input is None
     assert kept.weight < 3 * NODE_BYTES
+
+
+def test_a_schema_weighs_what_it_takes() -> None:
+    """A schema of many small parts takes many times its text: such graphs are not all kept."""
+    node = {"agent": "echo", "prompt": "x", "schema": {"enum": [[]] * 100_000}}
+    text = json.dumps({"nodes": {"a": node}}, separators=(",", ":"))
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    graph = parse_graph(text, Limits())
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert prepared.Kept(graph, ()).weight > taken

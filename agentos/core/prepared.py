@@ -12,7 +12,7 @@ import msgspec
 
 from agentos.core.errors import GraphError
 from agentos.core.graph import Graph, parse_graph
-from agentos.core.jsontext import parse
+from agentos.core.jsontext import dump, parse
 from agentos.core.limits import MAX_DEPTH, Limits
 from agentos.core.prompts import INPUT, PromptError, Reference
 
@@ -21,6 +21,9 @@ KEPT_BYTES: Final = 4 * 1024 * 1024
 NODE_BYTES: Final = 2_048
 SEGMENT_BYTES: Final = 128
 """About what a parsed node, and each piece of its prompt, takes in memory beside its text."""
+SCHEMA_FACTOR: Final = 24
+"""What a schema takes for each byte of its text, at the most: an empty list, three with its comma,
+takes 64."""
 
 _Key = tuple[tuple[str, bytes], ...]
 """The members of a description and their texts, that of the input left out."""
@@ -40,6 +43,8 @@ class Kept:
         weight = sum(len(name) + len(text) for name, text in key)
         for node in graph.nodes.values():
             weight += NODE_BYTES + SEGMENT_BYTES * len(node.prompt.segments)
+            if node.schema is not None:
+                weight += SCHEMA_FACTOR * len(dump(node.schema))
         self.weight: Final = weight
         self.input: Final[list[Reference]] = [
             reference
