@@ -7,18 +7,12 @@ must find none, and on a few lines that break it, where it must find them.
 from __future__ import annotations
 
 import ast
-import importlib
-import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-import agentos.core.messages
-from agentos.core import routes
-from agentos.core.messages import Message
 
 Sources = Mapping[str, str]
 """The text of each module, by its import name; a package is named `agentos.core.__init__`."""
@@ -91,9 +85,6 @@ MUTABLE_CALLS = frozenset(
 )
 READ_ONLY = frozenset({"Final", "Mapping", "Sequence", "Set", "ClassVar"})
 LONGEST_FILE = 400
-
-LOCAL_MESSAGES = frozenset({"Tick", "Drain", "Invoke", "Revoke"})
-"""Messages that never leave their process (agentos/core/routes.py)."""
 
 
 def read_sources() -> dict[str, str]:
@@ -375,32 +366,3 @@ def test_the_core_imports_nothing_but_itself_and_msgspec() -> None:
 def test_what_is_compiled_is_there() -> None:
     """Every module that setup.py has compiled exists."""
     assert compiled_modules() <= read_sources().keys()
-
-
-# -- the protocol as a table -----------------------------------------------------------------------
-
-
-def message_classes() -> set[type[Message]]:
-    """Every message that agentos/core/messages defines."""
-    package = agentos.core.messages
-    names = [info.name for info in pkgutil.iter_modules(package.__path__, package.__name__ + ".")]
-    modules = [package, *map(importlib.import_module, names)]
-    return {
-        kind
-        for module in modules
-        for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
-    }
-
-
-def test_every_message_has_a_route() -> None:
-    """Each message is in the table of who may send it to whom, or never leaves its process."""
-    unrouted = {kind.__name__ for kind in message_classes() if kind not in routes.ROUTES}
-    assert unrouted == LOCAL_MESSAGES
-
-
-def test_every_route_has_a_message_and_two_ends() -> None:
-    """The table has no message that is not defined, no empty row, and no two of the same name."""
-    assert set(routes.ROUTES) <= message_classes()
-    assert all(routes.ROUTES.values())
-    assert len(routes.KINDS) == len(routes.ROUTES)
