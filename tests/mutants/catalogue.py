@@ -173,7 +173,7 @@ MUTANTS = (
         "agentos/runtime/actors.py",
         "            sends = machine.handle_all(all_of_them(), now)\n",
         "            sends = machine.handle_all(all_of_them(), now)\n            self._switch.send(turns.envelopes(self.address, sends))\n            sends = []\n",
-        "tests/test_actors.py",
+        "tests/test_store_actor.py",
     ),
     # -- stale means stop ------------------------------------------------------------------------
     Mutant(
