@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from agentos.core import messages as m
 from agentos.core.limits import Limits
 from agentos.registry import Transports
 from agentos.runtime.switch import Switch
@@ -31,6 +33,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def fresh_url(transport: str, folder: object) -> str:
+    """An address that nobody listens on yet, and that can be used again and again."""
+    return {
+        "inproc": "inproc://parent",
+        "tcp": f"tcp://127.0.0.1:{free_port()}",
+        "ipc": f"ipc://{folder}/socket",
+    }[transport]
+
+
+def taking(switch: Switch, address: str) -> queue.SimpleQueue[m.Envelope]:
+    taken: queue.SimpleQueue[m.Envelope] = queue.SimpleQueue()
+    switch.attach(address, lambda batch: [taken.put(envelope) for envelope in batch] and None)
+    return taken
 
 
 class Net:
