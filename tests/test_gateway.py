@@ -15,7 +15,7 @@ from agentos.core.limits import Limits
 from tests.clusters import Cluster
 from tests.harness import Reply
 from tests.hostile import changes, from_anybody, known
-from tests.test_proxy import GRAPH, kinds, sizes
+from tests.machines import GRAPH, kinds, sizes
 
 ME, R0, R1, CLIENT = "gateway/a", "region/r0", "region/r1", "client/c"
 LIMITS = Limits()

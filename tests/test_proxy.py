@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from typing import Any
 
 import msgspec
 import pytest
@@ -18,73 +17,24 @@ from agentos.core.proxy import ProxyMachine
 from tests.clusters import Cluster
 from tests.harness import Reply
 from tests.hostile import SENDERS, changes, from_anybody, known, state_of
-
-ME, OTHER, STRANGER, REGION = "proxy/r0/0", "proxy/r0/1", "proxy/r1/0", "region/r0"
-GRAPH = json.dumps(
-    {
-        "nodes": {
-            "a": {"agent": "echo", "prompt": "hi", "samples": 3, "voters": 1, "rounds": 2},
-            "b": {"agent": "echo", "prompt": "${a}"},
-        }
-    }
+from tests.machines import GRAPH, kinds, sizes
+from tests.proxies import (
+    E11,
+    E12,
+    ME,
+    OTHER,
+    REGION,
+    STRANGER,
+    beat,
+    placed,
+    proxy,
+    result,
+    run,
+    running,
+    tell,
 )
-E11, E12 = Epoch(1, 1), Epoch(1, 2)
+
 fuzzed = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def proxy(limits: Limits | None = None, **offers: int) -> ProxyMachine:
-    """A proxy of region r0 that has said hello."""
-    machine = ProxyMachine(
-        ME, offers or {"echo": 1}, limits or Limits(), chance=lambda: 0.5, incarnation="1"
-    )
-    tell(machine, ME, m.Tick())
-    return machine
-
-
-def tell(
-    machine: ProxyMachine, sender: str, message: m.Message, ref: str = "", now: float = 0.0
-) -> list[m.Send]:
-    """Hand a message to a machine."""
-    return machine.handle(m.Envelope(machine.address, sender, message, ref), now)
-
-
-def run(task_id: int = 1, epoch: Epoch = E11, saved: int = 0, graph: str = GRAPH) -> m.Run:
-    """A claim for this proxy."""
-    return m.Run(task_id=task_id, epoch=epoch, task_description=graph, saved=saved)
-
-
-def kinds(sends: list[m.Send]) -> list[tuple[str, type]]:
-    """To whom goes what."""
-    return [(send.to, type(send.message)) for send in sends]
-
-
-def running() -> tuple[ProxyMachine, m.Call]:
-    """A proxy that owns task 1 and waits for its three samples, the first placed at OTHER."""
-    machine = proxy()
-    (place,) = tell(machine, REGION, run())
-    assert isinstance(place.message, m.Place)
-    call = place.message.call
-    tell(machine, REGION, placed(call, OTHER))
-    return machine, call
-
-
-def placed(call: m.Call, where: str) -> m.Placed:
-    """The region's word that a call is at `where`."""
-    return m.Placed(
-        task_id=call.task_id, epoch=call.epoch, row=call.row, attempt=call.attempt, proxy=where
-    )
-
-
-def result(call: m.Call, by: str, **fields: Any) -> m.CallResult:
-    """An answer to a call."""
-    return m.CallResult(
-        task_id=call.task_id,
-        epoch=call.epoch,
-        row=call.row,
-        attempt=call.attempt,
-        proxy=by,
-        **({"value": '"x"'} | fields),
-    )
 
 
 # -- whom it listens to ----------------------------------------------------------------------------
@@ -196,6 +146,15 @@ def test_clients_watch_for_themselves_only() -> None:
     assert changes(machine, m.Envelope(ME, "client/c", watch), 0.0) == (False, [])
 
 
+def test_state_of_sees_everything() -> None:
+    """The comparison that these tests rest on notices a change deep inside."""
+    machine, call = running()
+    before = state_of(machine)
+    tell(machine, OTHER, result(call, OTHER))
+    assert state_of(machine) != before
+    assert ME in SENDERS
+
+
 # -- claims ----------------------------------------------------------------------------------------
 
 
@@ -223,6 +182,16 @@ def test_pages_that_an_earlier_claim_asked_for_are_not_read() -> None:
     page = m.Progress(task_id=1, rows=(), more=False)
     assert changes(machine, m.Envelope(ME, "store", page, old.ref), 0.0) == (False, [])
     assert (REGION, m.Place) in kinds(tell(machine, "store", page, new.ref))
+
+
+def test_a_claim_for_the_process_before_it_is_not_its_own() -> None:
+    """A repeated claim may be granted when its owner's name is another process's: one runs it."""
+    machine = proxy()
+    late = msgspec.structs.replace(run(), incarnation="0")
+    assert tell(machine, "store", late) == []
+    assert kinds(tell(machine, "store", msgspec.structs.replace(run(), incarnation="1"))) == [
+        (REGION, m.Place)
+    ]
 
 
 def test_a_task_that_was_deleted_is_let_go() -> None:
@@ -254,13 +223,6 @@ def test_a_call_that_is_placed_too_late_is_not_run() -> None:
     assert kinds(tell(machine, REGION, placed(call, OTHER))) == [(OTHER, m.AbortCalls)]
 
 
-def test_no_room_is_said() -> None:
-    """A proxy that walks as many tasks as it may hands a further one back."""
-    machine = proxy(Limits(tasks_per_proxy=1))
-    tell(machine, REGION, run(1))
-    assert kinds(tell(machine, REGION, run(2))) == [(REGION, m.Dropped)]
-
-
 @pytest.mark.parametrize("rows", [["[]"], ['{"x":1}'], ["{"], ['{"value":1,"usage":7}']])
 def test_rows_that_cannot_be_read_fail_the_task(rows: list[str]) -> None:
     """Somebody changed them in the database: the task ends with the reason, the proxy goes on."""
@@ -274,102 +236,14 @@ def test_rows_that_cannot_be_read_fail_the_task(rows: list[str]) -> None:
     assert "cannot be read" in send.message.end.error
 
 
-# -- time and bounds -------------------------------------------------------------------------------
+# -- bounds ----------------------------------------------------------------------------------------
 
 
-def beat(machine: ProxyMachine) -> m.ProxyBeat:
-    """Its next heartbeat."""
-    now = machine.next_deadline()
-    assert now is not None
-    sends = tell(machine, ME, m.Tick(), now=now)
-    return next(s.message for s in sends if isinstance(s.message, m.ProxyBeat))
-
-
-def test_its_heartbeat_names_what_it_holds() -> None:
-    """From the claim on, while the saved rows are read and while the graph is walked."""
-    machine = proxy()
+def test_no_room_is_said() -> None:
+    """A proxy that walks as many tasks as it may hands a further one back."""
+    machine = proxy(Limits(tasks_per_proxy=1))
     tell(machine, REGION, run(1))
-    tell(machine, REGION, run(2, E12, saved=1))
-    assert set(beat(machine).claims) == {m.Held(1, E11), m.Held(2, E12)}
-
-
-def test_after_a_pause_its_own_waiting_calls_are_not_begun() -> None:
-    """A slot that becomes free after a pause is not given to a task that may be another's now."""
-    graph = json.dumps({"nodes": {n: {"agent": "echo", "prompt": ""} for n in "ab"}})
-    machine = proxy(echo=1)
-    invoke, place = tell(machine, REGION, run(graph=graph))
-    assert isinstance(invoke.message, m.Invoke)
-    assert isinstance(place.message, m.Place)
-    call = place.message.call
-    tell(machine, REGION, placed(call, ME))
-    tell(machine, REGION, call)  # it waits for the one slot
-    sends = tell(machine, m.AGENTS, result(invoke.message.call, ME), now=60.0)
-    assert m.Invoke not in [kind for _, kind in kinds(sends)]
-    sends += tell(
-        machine,
-        "store",
-        m.Recorded(
-            task_id=1,
-            epoch=E11,
-            outcome="applied",
-            current=E11,
-            state="running",
-            nodes=("a",),
-            ended=False,
-        ),
-        now=60.1,
-    )
-    sends += tell(machine, ME, m.Tick(), now=61.0)
-    assert (m.AGENTS, m.Invoke) in kinds(sends)  # confirmed: it may go on
-
-
-def test_it_says_seldom_that_it_has_nothing_to_do() -> None:
-    """An idle proxy's heartbeats are further apart; with a task they come as often as ever."""
-    machine, limits = proxy(), Limits()
-    assert machine.next_deadline() == 0.5  # until it is certain that one of them was heard
-    beat(machine)
-    beat(machine)
-    assert machine.next_deadline() == 1.0 + limits.idle_beat_s == 31.0
-    tell(machine, REGION, run(1), now=7.0)
-    assert machine.next_deadline() == 7.0 + limits.heartbeat_s
-    assert beat(machine).claims
-    assert machine.next_deadline() == 7.0 + 2 * limits.heartbeat_s
-
-
-def test_what_is_done_at_once_needs_no_heartbeat() -> None:
-    """A proxy that rests, and ends what it was given within a heartbeat, goes on resting."""
-    machine = proxy()
-    for _ in range(3):
-        beat(machine)
-    due = machine.next_deadline()
-    tell(machine, REGION, run(1), now=7.0)
-    tell(machine, REGION, m.Stop(task_id=1, epoch=Epoch(9, 9)), now=7.2)
-    assert tell(machine, ME, m.Tick(), now=7.5) == []
-    assert machine.next_deadline() == due
-    tell(machine, REGION, run(2), now=8.0)
-    tell(machine, REGION, m.Stop(task_id=2, epoch=Epoch(9, 9)), now=8.1)
-    tell(machine, REGION, m.Rouse(), now=8.2)  # who asks is answered all the same
-    assert [type(s.message) for s in tell(machine, ME, m.Tick(), now=8.2)] == [m.ProxyBeat]
-    tell(machine, REGION, run(3), now=9.0)
-    for now in (9.1, 9.2):
-        tell(machine, REGION, m.Rouse(), now=now)
-        assert machine.next_deadline() == now
-    assert beat(machine).claims
-
-
-def test_it_beats_when_it_is_asked_to() -> None:
-    """A proxy that rests answers its region, or a new link, at once; several that came, once."""
-    machine = proxy()
-    for _ in range(3):
-        beat(machine)
-    for sender in (REGION, REGION, m.NEIGHBOUR):
-        assert tell(machine, sender, m.Rouse(), now=3.0) == []
-    assert machine.next_deadline() == 3.0
-    (heard,) = tell(machine, ME, m.Tick(), now=3.0)
-    assert (heard.to, type(heard.message)) == (REGION, m.ProxyBeat)
-    assert machine.next_deadline() == 3.0 + Limits().idle_beat_s
-    assert tell(machine, "region/r1", m.Rouse(), now=4.0) == []
-    assert machine.next_deadline() == 3.0 + Limits().idle_beat_s
+    assert kinds(tell(machine, REGION, run(2))) == [(REGION, m.Dropped)]
 
 
 def test_single_calls_spread_when_home_is_full() -> None:
@@ -388,33 +262,6 @@ def test_it_stays_as_small_as_its_tasks() -> None:
     cluster.run_until(lambda: cluster.ended(*tasks), 60)
     cluster.run_for(1.0)
     assert sizes(cluster.machine(ME)) == empty
-
-
-def sizes(machine: Any) -> dict[str, int]:
-    """How much each part of a machine holds."""
-    names = getattr(machine, "__dict__", None) or machine.__mypyc_attrs__
-    parts = {name: getattr(machine, name) for name in names}
-    parts = {name: part for name, part in parts.items() if hasattr(part, "__len__")}
-    return {name: len(part) for name, part in parts.items() if not isinstance(part, str)}
-
-
-def test_state_of_sees_everything() -> None:
-    """The comparison that these tests rest on notices a change deep inside."""
-    machine, call = running()
-    before = state_of(machine)
-    tell(machine, OTHER, result(call, OTHER))
-    assert state_of(machine) != before
-    assert ME in SENDERS
-
-
-def test_a_claim_for_the_process_before_it_is_not_its_own() -> None:
-    """A repeated claim may be granted when its owner's name is another process's: one runs it."""
-    machine = proxy()
-    late = msgspec.structs.replace(run(), incarnation="0")
-    assert tell(machine, "store", late) == []
-    assert kinds(tell(machine, "store", msgspec.structs.replace(run(), incarnation="1"))) == [
-        (REGION, m.Place)
-    ]
 
 
 def walk(machine: ProxyMachine, task_id: int) -> int:

@@ -298,7 +298,7 @@ MUTANTS = (
         "agentos/core/proxy.py",
         "        return checks + self._executor.put_off(self.address)",
         "        return checks",
-        "tests/test_proxy.py",
+        "tests/test_proxy_heartbeats.py",
     ),
     # -- bounds ----------------------------------------------------------------------------------
     Mutant(
