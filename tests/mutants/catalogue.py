@@ -274,7 +274,7 @@ MUTANTS = (
         "agentos/core/fleet.py",
         "            if peer and not (peer.suspected or peer.beat.calls or peer.beat.claims)\n",
         "            if not peer\n",
-        "tests/test_region.py tests/test_takeover.py",
+        "tests/test_region_liveness.py tests/test_takeover.py",
     ),
     Mutant(
         "the dead of one cause are found together",
@@ -282,7 +282,7 @@ MUTANTS = (
         "agentos/core/fleet.py",
         "                    peer.doubted = True\n",
         "                    pass\n",
-        "tests/test_region.py tests/test_takeover.py",
+        "tests/test_region_liveness.py tests/test_takeover.py",
     ),
     Mutant(
         "slow together is not dead together",
