@@ -93,3 +93,15 @@ def up(start: Callable[..., Up], data: str, *more: str) -> tuple[Up, dict[str, A
 
 def role(record: dict[str, Any], name: str) -> int:
     return next(found["pid"] for found in record["roles"] if found["name"] == name)
+
+
+def refused(*arguments: str, **options: Any) -> str:
+    """The error of a command that must fail with exit code 2, in one line."""
+    done = subprocess.run(
+        [*AGENTOS, *arguments], capture_output=True, text=True, timeout=60, check=False, **options
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr

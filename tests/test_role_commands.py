@@ -1,0 +1,70 @@
+"""The role commands: a store, a gateway, a region and a proxy, each a process started by hand."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentos.cli import main
+from tests.processes import ANY, DIAMOND, Up, eventually, refused, starter
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
+    """Start `agentos` with these arguments; it is ended after the test."""
+    with starter(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return str(tmp_path / "data")
+
+
+def test_one_role_each(
+    start: Callable[..., Up], data: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A store, a gateway, a region and a proxy, each started by hand, are a cluster."""
+    store = start("store", "--listen", ANY, "--data", data, "--json").json()
+    gateway = start("gateway", "--listen", ANY, "--store", store["url"], "--json").json()
+    region = start("region", "eu", "--gateway", gateway["url"], "--json")
+    region_url = region.json()["url"]
+    proxy = start("proxy", "eu/1", "--region-url", region_url, "--json")
+    assert proxy.json()["role"] == "proxy/eu/1"
+    assert main(["submit", DIAMOND, "--wait", "--url", gateway["url"]]) == 0
+    assert capsys.readouterr().out.endswith("right: hello\n")
+    assert proxy.end() == 0
+    assert region.end(signal.SIGINT) == 0
+
+
+def test_a_name_that_is_taken(start: Callable[..., Up], data: str, tmp_path: Path) -> None:
+    """A second region of a name that is alive gives up, naming the address; the first goes on."""
+    config = tmp_path / "agentos.toml"
+    config.write_text("[limits]\nlink_ping_s = 0.3\n")
+    quick = ("--config", str(config))
+    gateway = start("gateway", "--listen", ANY, "--data", data, "--json", *quick).json()
+    first = start("region", "eu", "--gateway", gateway["url"], "--json", *quick)
+    first.json()
+    said = refused("region", "eu", "--gateway", gateway["url"], "--log-level", "error", *quick)
+    assert "'region/eu' is the name of another process, which is alive" in said
+    assert first.process.poll() is None
+
+
+def test_the_gateway_may_come_later(start: Callable[..., Up], data: str) -> None:
+    """A region that starts before its gateway says that it waits, and finds it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    region = start("region", "eu", "--gateway", url, "--json")
+    assert eventually(lambda: "no_parent_answers" in region.log.read_text())
+    start("gateway", "--listen", url, "--data", data, "--json").json()
+    assert region.json()["role"] == "region/eu"
+
+
+@pytest.mark.parametrize("arguments", [("region", "a/b"), ("proxy", "eu", "--region-url", ANY)])
+def test_names(arguments: tuple[str, ...]) -> None:
+    """A name that is none of a region or proxy is refused."""
+    assert "is no" in refused(*arguments)
