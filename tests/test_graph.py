@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,29 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos.core.errors import GraphError, LocalProtocolError
-from agentos.core.graph import Graph, Node, Walk, parse_graph
+from agentos.core.graph import Graph, Node, parse_graph
 from agentos.core.limits import Limits
 from agentos.core.prompts import Template
+from tests.graphs import LIMITS, acyclic, graph_of
 
-LIMITS = Limits()
 ROOT = Path(__file__).parents[1]
 GRAPHS = ROOT / "examples" / "graphs"
 MANUAL = (ROOT / "docs" / "graph-format.md").read_text(encoding="utf-8")
 REFUSED = re.findall(r"```json\n([^`]+)\n```\n```text\n([^\n]+)\n```", MANUAL)
 MISSING = object()
-
-
-def graph_of(edges: Mapping[str, list[str]], **top: Any) -> Graph:
-    """A graph from each node's dependencies, half of them as references."""
-    nodes = {
-        name: {
-            "agent": "echo",
-            "prompt": " ".join(f"${{{other}}}" for other in needed[::2]),
-            "needs": needed[1::2],
-        }
-        for name, needed in edges.items()
-    }
-    return parse_graph(json.dumps({"nodes": nodes, **top}), LIMITS)
 
 
 def refusal(description: Any, limits: Limits = LIMITS) -> GraphError:
@@ -53,19 +38,6 @@ def one(**fields: Any) -> dict[str, Any]:
     """A description of one node `a`, with these fields; MISSING leaves one out."""
     node = {"agent": "echo", "prompt": "hi", **fields}
     return {"nodes": {"a": {k: v for k, v in node.items() if v is not MISSING}}}
-
-
-@st.composite
-def acyclic(draw: st.DrawFn) -> dict[str, list[str]]:
-    """Nodes with dependencies that have no cycle, in an order that has nothing to do with them."""
-    count = draw(st.integers(1, 12))
-    edges = {
-        f"n{i}": draw(st.lists(st.sampled_from([f"n{j}" for j in range(i)]), max_size=4))
-        if i
-        else []
-        for i in range(count)
-    }
-    return {name: edges[name] for name in draw(st.permutations(list(edges)))}
 
 
 # -- what is accepted ------------------------------------------------------------------------------
@@ -293,50 +265,6 @@ def test_a_misspelt_node_gets_a_hint() -> None:
     assert error.reason == 'there is no node "darft"; did you mean "draft"?'
 
 
-def test_a_cycle_is_shown() -> None:
-    """The error shows the cycle itself, without the nodes that only lead to it."""
-    with pytest.raises(GraphError) as caught:
-        graph_of({"x": ["b"], "a": ["c"], "b": ["a"], "c": ["b"], "free": []})
-    assert caught.value.where == "nodes.b"
-    assert caught.value.reason.endswith("b -> a -> c -> b")
-    with pytest.raises(GraphError, match="a -> b -> a"):
-        graph_of({"a": ["b"], "b": ["a"]})
-
-
-@given(acyclic(), st.data())
-def test_every_cycle_is_found(edges: dict[str, list[str]], data: st.DataObject) -> None:
-    """One edge that closes a cycle makes any graph refused, and what is shown is a cycle of it."""
-    graph = graph_of(edges)
-    pairs = [
-        (high, low)
-        for low in edges
-        for high in edges
-        if high != low and high in _reachable(graph, low)
-    ]
-    if not pairs:
-        return
-    high, low = data.draw(st.sampled_from(pairs))
-    closed = {**edges, high: [*edges[high], low]}
-    with pytest.raises(GraphError) as caught:
-        graph_of(closed)
-    shown = caught.value.reason.rpartition(": ")[2].split(" -> ")
-    assert shown[0] == shown[-1]
-    if "..." not in shown:
-        assert all(after in closed[name] for name, after in pairwise(shown))
-
-
-def _reachable(graph: Graph, name: str) -> set[str]:
-    """What `name` depends on, directly or not."""
-    found: set[str] = set()
-    rest = [name]
-    while rest:
-        for other in graph.dependencies(rest.pop()):
-            if other not in found:
-                found.add(other)
-                rest.append(other)
-    return found
-
-
 def test_sizes_are_bounded() -> None:
     """A description over 1 MB or 10,000 nodes is refused, and lower limits are kept."""
     assert "at most 1000000" in refusal(one(prompt="x" * 1_000_000)).reason
@@ -416,126 +344,3 @@ def test_parsing_is_deterministic(
     assert first == second == again
     assert list(first.nodes) == list(again.nodes)
     assert first.layers() == again.layers()
-
-
-# -- the walk --------------------------------------------------------------------------------------
-
-
-@given(acyclic(), st.randoms(use_true_random=False))
-def test_a_walk_visits_every_node_once(edges: dict[str, list[str]], random: Random) -> None:
-    """Each node is handed out exactly once, after all it needs, in whatever order nodes finish."""
-    graph = graph_of(edges)
-    walk = Walk(graph)
-    finished: list[str] = []
-    running = walk.ready()
-    handed_out = list(running)
-    assert running == [name for name in edges if not edges[name]]
-    while running:
-        assert not walk.done
-        name = running.pop(random.randrange(len(running)))
-        assert set(graph.dependencies(name)) <= set(finished)
-        finished.append(name)
-        fresh = walk.finish(name)
-        assert walk.ready() == []
-        running += fresh
-        handed_out += fresh
-    assert walk.done
-    assert sorted(handed_out) == sorted(edges)
-
-
-@given(acyclic(), st.randoms(use_true_random=False))
-def test_a_walk_goes_on_from_what_was_saved(edges: dict[str, list[str]], random: Random) -> None:
-    """A new owner's walk hands out what is not done and nothing else, from any point of a run."""
-    graph = graph_of(edges)
-    first = Walk(graph)
-    running, done = first.ready(), []
-    for _ in range(random.randrange(len(edges) + 1)):
-        name = running.pop(random.randrange(len(running)))
-        done.append(name)
-        running += first.finish(name)
-    second = Walk(graph, done)
-    assert sorted(second.ready()) == sorted(running)
-    assert second.done == (len(done) == len(edges))
-
-
-@given(acyclic(), st.data())
-def test_a_walk_goes_on_from_any_saved_nodes(
-    edges: dict[str, list[str]], data: st.DataObject
-) -> None:
-    """Whatever set of nodes is done, even one whose dependencies are not, the rest runs once."""
-    done = data.draw(st.sets(st.sampled_from(list(edges))))
-    walk = Walk(graph_of(edges), done)
-    running = walk.ready()
-    handed_out = []
-    while running:
-        handed_out.append(running.pop())
-        running += walk.finish(handed_out[-1])
-    assert sorted(handed_out) == sorted(edges.keys() - done)
-    assert walk.done
-
-
-@given(acyclic())
-def test_layers_agree_with_the_dependencies(edges: dict[str, list[str]]) -> None:
-    """Each node is in the first layer after those of all its dependencies, in the graph's order."""
-    graph = graph_of(edges)
-    layers = graph.layers()
-    level = {name: number for number, layer in enumerate(layers) for name in layer}
-    assert sorted(level) == sorted(edges)
-    for name in edges:
-        assert level[name] == 1 + max((level[o] for o in graph.dependencies(name)), default=-1)
-    order = list(edges)
-    assert all(layer == sorted(layer, key=order.index) for layer in layers)
-    assert set(graph.sinks) == {name for name in edges if not graph.dependents(name)}
-    for name in edges:
-        assert all(name in graph.dependencies(other) for other in graph.dependents(name))
-
-
-def test_a_walk_refuses_what_cannot_be_and_changes_nothing() -> None:
-    """Finishing an unknown, waiting or finished node is a misuse that leaves the walk as it was."""
-    graph = graph_of({"a": [], "b": ["a"], "c": ["a", "b"]})
-    walk = Walk(graph)
-    assert walk.ready() == ["a"]
-    for name, reason in (("nope", "no node"), ("c", "waits for 2 others")):
-        with pytest.raises(LocalProtocolError, match=reason):
-            walk.finish(name)
-    assert walk.finish("a") == ["b"]
-    with pytest.raises(LocalProtocolError, match="finished already"):
-        walk.finish("a")
-    assert walk.finish("b") == ["c"]
-    assert walk.finish("c") == []
-    assert walk.done
-    with pytest.raises(LocalProtocolError, match='no node "x"'):
-        Walk(graph, ["x"])
-
-
-def test_a_finished_node_is_not_handed_out() -> None:
-    """A node that finished before anybody took it is not handed out any more."""
-    walk = Walk(graph_of({"a": [], "b": []}))
-    walk.finish("a")
-    assert walk.ready() == ["b"]
-    assert walk.ready() == []
-
-
-@pytest.mark.parametrize(
-    "edges",
-    [
-        {f"n{i}": [f"n{i + 1}"] if i < 9_999 else [] for i in range(10_000)},
-        {f"n{i}": ["n0"] if i else [] for i in range(10_000)},
-        {"all": [f"n{i}" for i in range(9_999)], **{f"n{i}": [] for i in range(9_999)}},
-    ],
-    ids=["chain", "fan-out", "fan-in"],
-)
-def test_the_largest_graphs_are_walked(edges: dict[str, list[str]]) -> None:
-    """A chain or a fan of 10,000 nodes parses and runs to the end, without deep recursion."""
-    walk = Walk(graph_of(edges))
-    running = walk.ready()
-    while running:
-        running += walk.finish(running.pop())
-    assert walk.done
-
-
-def test_the_longest_cycle_is_found() -> None:
-    """A cycle of 10,000 nodes is found too, and the error stays short."""
-    with pytest.raises(GraphError, match="a cycle of 10000 nodes") as caught:
-        graph_of({f"n{i}": [f"n{(i + 1) % 10_000}"] for i in range(10_000)})
-    assert len(str(caught.value)) < 500
