@@ -114,58 +114,6 @@ def test_restart_of_roles_that_have_died(data: str, monkeypatch: pytest.MonkeyPa
 # -- cleanup ---------------------------------------------------------------------------------------
 
 
-def test_cleanup(data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """`cleanup` ends what is left of a crashed cluster, and only that."""
-    sleeper = [sys.executable, "-c", "import time; time.sleep(600)"]
-    deafen = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
-    stubborn = [
-        sys.executable,
-        "-c",
-        f"import signal, time; {deafen}; print(flush=True); time.sleep(600)",
-    ]
-    with (
-        subprocess.Popen(sleeper) as left,
-        subprocess.Popen(stubborn, stdout=subprocess.PIPE) as deaf,
-        subprocess.Popen(sleeper) as other,
-        subprocess.Popen(["true"]) as ended,
-    ):
-        assert deaf.stdout is not None
-        deaf.stdout.readline()
-        records = {"region/r1": left.pid, "proxy/r1/1": deaf.pid, "proxy/r1/2": other.pid}
-        roles = [RoleProcess.of(name, pid) for name, pid in records.items()]
-        assert all(roles)
-        found = [role for role in roles if role is not None]
-        # The last one's pid is another process by now: it started at another time.
-        found[2] = RoleProcess(
-            name=found[2].name, pid=other.pid, started=1.0, command=found[2].command
-        )
-        supervisor = RoleProcess(name="up", pid=ended.pid, started=1.0, command=("true",))
-        with DataFolder(data) as folder:
-            record = ClusterRecord(url=ANY, supervisor=supervisor, roles=tuple(found))
-            folder.write(record)
-        fates = cleanup(data, grace_s=0.5)
-        assert fates == {"region/r1": "ended", "proxy/r1/1": "killed", "proxy/r1/2": "gone"}
-        assert other.poll() is None
-        other.kill()
-    with DataFolder(data) as folder:
-        folder.write(record)
-    assert main(["cleanup", "--data", data]) == 0
-    assert "proxy/r1/1: had ended already\n" in capsys.readouterr().out
-    assert main(["cleanup", "--data", data]) == 0
-    assert "nothing was left behind" in capsys.readouterr().out
-    assert main(["cleanup", "--data", data, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {}
-
-
-def test_cleanup_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder that is not there, or whose cluster.json is damaged, is an error."""
-    assert main(["cleanup", "--data", str(tmp_path / "nowhere")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
-    (tmp_path / "cluster.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not a list of a cluster's processes"):
-        cleanup(tmp_path)
-
-
 def test_the_folder_of_restart_and_cleanup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
