@@ -1,94 +1,28 @@
-"""What a client can rely on, against a real cluster."""
+"""What a client can rely on for its tasks, against a real cluster."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import sqlite3
-import subprocess
-import sys
-import textwrap
-import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
-from agentos import (
-    AsyncClient,
-    Client,
-    Cluster,
-    EchoAgent,
-    Host,
-    connect,
-)
-from agentos import client as client_module
-from agentos.agents.function import FunctionAgent
+from agentos import Client, Cluster
 from agentos.core import messages as m
 from agentos.core.errors import (
     AgentNotOffered,
-    ClusterUnreachable,
     GraphError,
     KeyConflict,
     LocalProtocolError,
-    Overloaded,
     ResultTimeout,
     TaskCancelled,
     TaskFailed,
     TaskNotFound,
 )
-from agentos.runtime.asking import AsyncAsker
 from agentos.testing.transport_recorder import eventually
-from tests.switches import FAST, TCP
-
-DIAMOND = {
-    "input": {"topic": "queues"},
-    "nodes": {
-        "a": {"agent": "echo", "prompt": "about ${input.topic}"},
-        "b": {"agent": "echo", "prompt": "${a}, left"},
-        "c": {"agent": "echo", "prompt": "${a}, right"},
-        "d": {"agent": "echo", "prompt": "${b} and ${c}"},
-    },
-    "output": "d",
-}
-RESULT = "about queues, left and about queues, right"
-
-
-def one(agent: str, prompt: str = "x", **fields: Any) -> dict[str, Any]:
-    """A graph of one node."""
-    return {"nodes": {"only": {"agent": agent, "prompt": prompt, **fields}}, "output": "only"}
-
-
-class Gate:
-    """An agent that answers when it is let, and notices its cancellation."""
-
-    name = "gate"
-    max_concurrency = 100
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.calls = 0
-        self.cancelled = 0
-
-    async def __call__(self, prompt: str) -> str:
-        self.calls += 1
-        try:
-            while not self.opened.is_set():
-                await asyncio.sleep(0.005)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return f"let: {prompt}"
-
-
-def broken(prompt: str) -> str:
-    """An agent that fails."""
-    raise ValueError(f"cannot do {prompt}")
+from tests.clients import DIAMOND, RESULT, Gate, gated_cluster, one, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +34,7 @@ def gate() -> Gate:
 def cluster(
     request: pytest.FixtureRequest, gate: Gate, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
-    agents = [EchoAgent(), FunctionAgent(gate, name="gate"), broken]
-    listen = TCP if request.param == "tcp" else None
-    data = tmp_path_factory.mktemp("clients")
-    with Cluster(agents, data=data, proxies=2, listen=listen, limits=FAST) as made:
+    with gated_cluster(request.param, gate, tmp_path_factory.mktemp("clients")) as made:
         yield made
 
 
@@ -113,19 +44,6 @@ def client(cluster: Cluster, gate: Gate) -> Iterator[Client]:
     with cluster.client() as made:
         yield made
         gate.opened.set()
-
-
-def rows_of(cluster: Cluster) -> list[int]:
-    """How many rows each table has, read beside the running cluster."""
-    with contextlib.closing(sqlite3.connect(f"{cluster._data}/agentos.db")) as connection:
-        return [
-            connection.execute(query).fetchone()[0]
-            for query in (
-                "SELECT count(*) FROM Documents",
-                "SELECT count(*) FROM Tasks",
-                "SELECT count(*) FROM Progress",
-            )
-        ]
 
 
 # -- tasks ----------------------------------------------------------------------------------------
@@ -204,6 +122,17 @@ def test_what_cannot_be_run_is_refused(
         client.submit(graph)
     assert caught.value.where.startswith(where)
     assert rows_of(cluster) == before
+
+
+def test_agents_that_nobody_offers(client: Client) -> None:
+    """With `require_agents` such a task is refused and says what there is; without, it waits."""
+    with pytest.raises(AgentNotOffered, match=r"poet.*echo"):
+        client.submit(one("poet"), require_agents=True)
+    task = client.submit(one("poet"))
+    with pytest.raises(ResultTimeout):
+        task.result(0.5)
+    assert task.status().state == "accepted"
+    task.cancel()
 
 
 @pytest.mark.parametrize(
@@ -354,340 +283,3 @@ def test_watching_in_vain(client: Client, gate: Gate) -> None:
         break
     gate.opened.set()
     assert task.result(20) == "let: x"
-
-
-# -- connecting -----------------------------------------------------------------------------------
-
-
-def test_nobody_listens() -> None:
-    """Without a cluster there is an error within seconds, and it names the URL."""
-    begun = time.monotonic()
-    with pytest.raises(ClusterUnreachable, match=r"tcp://127\.0\.0\.1:9.*agentos up"):
-        Client("tcp://127.0.0.1:9", timeout_s=1.0)
-    with pytest.raises(ConnectionError), connect("tcp://127.0.0.1:9", timeout_s=0.3):
-        pass
-    assert time.monotonic() - begun < 10
-    with pytest.raises(LocalProtocolError, match="installed"):
-        Client("http://127.0.0.1:9")
-
-
-def test_the_url_comes_from_the_environment(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`AGENTOS_URL` names gateways, in order; the first that answers is used."""
-    if not cluster.url.startswith("tcp"):
-        pytest.skip("another process's client needs a socket")
-    monkeypatch.setenv("AGENTOS_URL", f"tcp://127.0.0.1:9, {cluster.url}")
-    with Client(limits=FAST) as client:
-        assert client.urls == ["tcp://127.0.0.1:9", cluster.url]
-        assert client.submit(DIAMOND).result(20) == RESULT
-
-
-def test_a_closed_client(cluster: Cluster) -> None:
-    """After `close` every call is a clear error; closing again is none."""
-    client = cluster.client()
-    task = client.submit(DIAMOND)
-    watching = task.watch(20)
-    next(watching)
-    client.close()
-    client.close()
-    for call in (lambda: client.submit(DIAMOND), task.result, task.status, client.cluster):
-        with pytest.raises(LocalProtocolError, match="closed"):
-            call()
-    with pytest.raises(LocalProtocolError, match="closed"):
-        list(watching)
-
-
-def test_closing_wakes_who_waits(cluster: Cluster, gate: Gate) -> None:
-    """A thread that waits for a result hears that the client was closed."""
-    gate.opened.clear()
-    client = cluster.client()
-    task = client.submit(one("gate"))
-    errors: list[BaseException] = []
-
-    def wait() -> None:
-        try:
-            task.result(60)
-        except BaseException as error:  # noqa: BLE001
-            errors.append(error)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    eventually(lambda: bool(client._client._waiters))
-    client.close()
-    thread.join(20)
-    gate.opened.set()
-    assert not thread.is_alive()
-    assert len(errors) == 1
-    assert isinstance(errors[0], LocalProtocolError), errors
-
-
-def test_closing_wakes_who_awaits(
-    cluster: Cluster, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A coroutine that waits for a result hears at once that the client was closed."""
-    monkeypatch.setattr("agentos.client.POLL_S", 600.0)
-    gate.opened.clear()
-
-    async def work() -> None:
-        async with cluster.async_client() as client:
-            waiting = asyncio.create_task((await client.submit(one("gate"))).result())
-            while not client._waiters:
-                await asyncio.sleep(0)
-        with pytest.raises(LocalProtocolError, match="not connected"):
-            await asyncio.wait_for(waiting, 60)
-
-    asyncio.run(work())
-    gate.opened.set()
-
-
-def test_control_c_leaves_the_client_usable(client: Client, gate: Gate) -> None:
-    """An interrupt in the middle of a wait stops the wait, and nothing else."""
-    task = client.submit(one("gate"))
-    for wait in (lambda: task.result(60), lambda: list(task.watch(60))):
-        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            wait()
-        timer.join()
-        eventually(lambda: not client._client._waiters)
-    gate.opened.set()
-    assert task.result(20) == "let: x"
-
-
-def test_an_unclosed_client_does_not_keep_the_process(cluster: Cluster) -> None:
-    """A script that forgets to close ends all the same."""
-    if not cluster.url.startswith("tcp"):
-        pytest.skip("another process's client needs a socket")
-    script = textwrap.dedent(f"""
-        from agentos import Client
-        client = Client({cluster.url!r})
-        print(client.submit({DIAMOND!r}).result(20))
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert RESULT in done.stdout
-    assert "Traceback" not in done.stderr
-
-
-def test_many_threads_submit(client: Client) -> None:
-    """One client serves many threads; each gets its own results."""
-    results: dict[int, Any] = {}
-
-    def work(thread: int) -> None:
-        for i in range(10):
-            number = thread * 100 + i
-            results[number] = client.submit(one("echo", f"number {number}")).result(60)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(90)
-    assert results == {t * 100 + i: f"number {t * 100 + i}" for t in range(8) for i in range(10)}
-
-
-def test_the_cluster_as_a_client_sees_it(client: Client) -> None:
-    """`cluster()` shows the gateway, its regions and their proxies."""
-    client.submit(DIAMOND).result(20)
-
-    def complete() -> bool:
-        info = client.cluster()
-        return [len(r.proxies) for r in info.regions] == [2]
-
-    eventually(complete)
-    info = client.cluster()
-    assert info.gateway == "gateway/main"
-    assert info.counters["succeeded"] >= 1
-    assert "echo" in info.regions[0].proxies[0].agents
-
-
-async def all_of(cluster: Cluster) -> None:
-    async with cluster.async_client() as client:
-        task = await client.submit(DIAMOND)
-        assert await task.result(20) == RESULT
-        assert (await task.status()).state == "succeeded"
-        assert [type(x) async for x in task.watch(10)] == [m.Ended]
-        assert len(await task.progress()) >= 4
-        assert await task.cancel() == "succeeded"
-        tasks = await asyncio.gather(*[client.submit(DIAMOND) for _ in range(50)])
-        results = await asyncio.gather(*[t.result(60) for t in tasks])
-        assert results == [RESULT] * 50
-        assert (await client.list(limit=1))[0].task_id == max(t.task_id for t in tasks)
-        waiting = asyncio.create_task(client.task(task.task_id).result())
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert not client._waiters
-    with pytest.raises(LocalProtocolError, match="not connected"):
-        await client.submit(DIAMOND)
-
-
-def test_the_asyncio_client(cluster: Cluster) -> None:
-    """The asyncio client does all that the blocking one does, and cancels cleanly."""
-    asyncio.run(all_of(cluster), debug=True)
-
-
-# -- clusters of their own ------------------------------------------------------------------------
-
-
-def test_agents_that_nobody_offers(client: Client) -> None:
-    """With `require_agents` such a task is refused and says what there is; without, it waits."""
-    with pytest.raises(AgentNotOffered, match=r"poet.*echo"):
-        client.submit(one("poet"), require_agents=True)
-    task = client.submit(one("poet"))
-    with pytest.raises(ResultTimeout):
-        task.result(0.5)
-    assert task.status().state == "accepted"
-    task.cancel()
-
-
-def test_a_full_cluster_says_so(gate: Gate) -> None:
-    """Over `max_unfinished` a submission waits for room as long as it may, and is refused then."""
-    gate.opened.clear()
-    limits = msgspec.structs.replace(FAST, max_unfinished=2)
-    with (
-        Cluster([FunctionAgent(gate, name="gate")], limits=limits) as full,
-        full.client(timeout_s=1.0) as client,
-        full.client(timeout_s=20.0) as patient,
-    ):
-        tasks = [client.submit(one("gate")) for _ in range(2)]
-        eventually(lambda: client.cluster().unfinished == 2)
-        with pytest.raises(Overloaded, match="2 tasks are unfinished") as caught:
-            client.submit(one("gate"))
-        assert caught.value.retry_after_s > 0
-        opener = threading.Timer(0.5, gate.opened.set)
-        opener.start()
-        assert patient.submit(one("gate")).result(20) == "let: x"
-        assert [task.result(20) for task in tasks] == ["let: x"] * 2
-        opener.join()
-
-
-def test_a_crowd_waits_its_turn(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many submissions at once only some are on their way; all are accepted, each once."""
-    monkeypatch.setattr(client_module, "ON_THEIR_WAY", 3)
-    seen: list[int] = []
-    ask = AsyncAsker.ask
-
-    async def watched(self: AsyncAsker, *arguments: Any) -> m.Message:
-        seen.append(len(self._open) + 1)
-        return await ask(self, *arguments)
-
-    monkeypatch.setattr(AsyncAsker, "ask", watched)
-
-    async def work() -> None:
-        async with cluster.async_client(timeout_s=30) as client:
-            tasks = await asyncio.gather(*(client.submit(one("echo", str(i))) for i in range(40)))
-            assert len({task.task_id for task in tasks}) == 40
-
-    _, before, _ = rows_of(cluster)
-    asyncio.run(work())
-    assert rows_of(cluster)[1] == before + 40
-    assert 2 <= max(seen) <= 3
-
-
-def test_waiting_for_a_turn_is_not_held_against_the_cluster(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who waited while others were answered has the whole timeout; who heard nothing, none more."""
-    monkeypatch.setattr(client_module, "ON_THEIR_WAY", 1)
-    deadlines: list[float] = []
-
-    async def slow(self: AsyncClient, *arguments: Any) -> m.Message:
-        deadlines.append(arguments[-1] - time.monotonic())
-        await asyncio.sleep(0.3)
-        if len(deadlines) < 3:
-            self._connected().heard_at = time.monotonic()
-        return m.Submitted(task_id=1, state="accepted", created=True)
-
-    monkeypatch.setattr(AsyncClient, "_answer", slow)
-
-    async def work() -> None:
-        async with cluster.async_client(timeout_s=0.5) as client:
-            await asyncio.gather(*(client.submit(one("echo")) for _ in range(5)))
-
-    asyncio.run(work())
-    assert min(deadlines[:4]) > 0.15  # the fourth begins 0.3 s after the last word at most
-    assert deadlines[4] < deadlines[2]
-
-
-def test_too_many_watchers(gate: Gate) -> None:
-    """Where the gateway cannot tell everybody, the others find out by themselves."""
-    gate.opened.clear()
-    limits = msgspec.structs.replace(FAST, max_watchers=1)
-    with Cluster([FunctionAgent(gate, name="gate")], limits=limits) as few, few.client() as client:
-        tasks = [client.submit(one("gate")) for _ in range(2)]
-        with few.client() as other:
-            handles = [other.task(task.task_id) for task in tasks]
-            with pytest.raises(ResultTimeout):
-                handles[1].result(0.2)
-            gate.opened.set()
-            assert [handle.result(30) for handle in handles] == ["let: x"] * 2
-        assert [task.result(30) for task in tasks] == ["let: x"] * 2
-
-
-@pytest.fixture
-def parts(tmp_path: Path, gate: Gate) -> Iterator[Callable[[str], tuple[Host, str]]]:
-    """Starts gateways at one address and on one database, one after another."""
-    gate.opened.clear()
-    hosts: list[Host] = []
-
-    def gateway(listen: str) -> tuple[Host, str]:
-        host = Host(FAST)
-        hosts.append(host)
-        return host, host.gateway(listen, database=f"sqlite:///{tmp_path}/a.db")
-
-    yield gateway
-    gate.opened.set()
-    for host in hosts:
-        host.close()
-
-
-def test_a_gateway_restart_is_survived(
-    parts: Callable[[str], tuple[Host, str]], gate: Gate
-) -> None:
-    """A client that waits, and one that submits, get their results across a gateway's restart."""
-    first, url = parts(TCP)
-    below = Host(FAST, [FunctionAgent(gate, name="gate"), EchoAgent()])
-    with below, Client(url, limits=FAST, timeout_s=20) as client:
-        region = below.region("eu", TCP, [url])
-        below.proxy("eu", "1", [region])
-        task = client.submit(one("gate"))
-        eventually(lambda: task.status().state == "running")
-        results: list[Any] = []
-        waiting = threading.Thread(target=lambda: results.append(task.result(60)))
-        waiting.start()
-        first.close()
-        submitted: list[Any] = []
-        submitting = threading.Thread(
-            target=lambda: submitted.append(client.submit(DIAMOND).result(60))
-        )
-        submitting.start()
-        gate.opened.set()
-        time.sleep(0.3)  # the task may end while there is no gateway
-        parts(url)
-        for thread in (waiting, submitting):
-            thread.join(60)
-        assert results == ["let: x"]
-        assert submitted == [RESULT]
-        assert client.submit(DIAMOND).result(20) == RESULT
-
-
-def test_a_timeout_holds_without_a_gateway(
-    parts: Callable[[str], tuple[Host, str]],
-) -> None:
-    """`result` comes back in its time, also when there is nobody left to ask."""
-    host, url = parts(TCP)
-    with Client(url, limits=FAST, timeout_s=2.0) as client:
-        task = client.submit(one("poet"))
-        host.close()
-        begun = time.monotonic()
-        with pytest.raises(ResultTimeout):
-            task.result(0.5)
-        with pytest.raises(ResultTimeout):
-            client.task(task.task_id).result(0.5)
-        assert time.monotonic() - begun < 2.0
-        with pytest.raises(ClusterUnreachable, match=url):
-            client.task(task.task_id).result()
