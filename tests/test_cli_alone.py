@@ -62,11 +62,12 @@ def test_check_of_agents(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
 def test_check_of_schemas(
     schema: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """`check` refuses a node's schema that is no JSON Schema, and says where."""
+    """A node's schema that is no JSON Schema is refused, with its place, before anything is sent."""
     node = {"agent": "echo", "prompt": "hi", "schema": schema}
     (tmp_path / "graph.json").write_text(json.dumps({"nodes": {"c": node}}))
-    assert main(["check", "graph.json"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: nodes.c.schema{said}")
+    for command in ("check", "submit"):
+        assert main([command, "graph.json"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: nodes.c.schema{said}")
 
 
 def test_standard_input(

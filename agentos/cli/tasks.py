@@ -36,7 +36,7 @@ from agentos.core.errors import (
     ResultTimeout,
 )
 from agentos.core.fields import hint
-from agentos.core.graph import Graph, Node, parse_graph
+from agentos.core.graph import Graph, parse_graph
 from agentos.core.jsontext import join
 from agentos.core.limits import Limits
 
@@ -71,6 +71,8 @@ def submit(
     """Hand a task in, and print its number. When this returns, the task survives any crash."""
     text = read_text(file)
     graph = _parsed(text)
+    if graph is not None:
+        _check_schemas(graph)
     with connect(url, log_level) as client:
         task = client.submit(
             text, user_id=user, task_type=type_, key=key, require_agents=require_agents
@@ -285,8 +287,7 @@ def check(
     """Check a task graph without running it; show its layers and the agents that it needs."""
     found = configuration(config, keys=False)
     graph = parse_graph(read_text(file), found.limits)
-    for node in graph.nodes.values():
-        _check_schema(node)
+    _check_schemas(graph)
     if as_json:
         document: dict[str, Any] = {
             "nodes": len(graph.nodes),
@@ -301,15 +302,16 @@ def check(
         _warn_of_missing_agents(graph, found)
 
 
-def _check_schema(node: Node) -> None:
-    """Refuse what is no JSON Schema now, not when the node's first answer has been paid for."""
-    if node.schema is None:
-        return
-    try:
-        check_schema(node.schema)
-    except GraphError as error:
-        where = join(join("nodes", node.name), "schema")
-        raise GraphError(where + error.where.removeprefix("$"), error.reason) from None
+def _check_schemas(graph: Graph) -> None:
+    """Refuse what is no JSON Schema now, not when a node's first answer has been paid for."""
+    for node in graph.nodes.values():
+        if node.schema is None:
+            continue
+        try:
+            check_schema(node.schema)
+        except GraphError as error:
+            where = join(join("nodes", node.name), "schema")
+            raise GraphError(where + error.where.removeprefix("$"), error.reason) from None
 
 
 def _warn_of_missing_agents(graph: Graph, config: Config) -> None:
