@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agentos.cli import main
 from agentos.cli.article import ARTICLE
 from tests.commands import own_settings
 from tests.processes import AGENTOS
@@ -40,6 +41,17 @@ def demo(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         cwd=folder,
         env=os.environ | {"TMPDIR": str(folder / "tmp")},
     )
+
+
+def test_a_graph_that_the_demo_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A graph of agents that nobody will offer is refused at once, instead of waiting for ever."""
+    monkeypatch.chdir(tmp_path)
+    node = {"agent": "poet", "prompt": "x"}
+    (tmp_path / "graph.json").write_text(json.dumps({"nodes": {"a": node}}))
+    assert main(["demo", "--graph", "graph.json"]) == 2
+    assert "'poet', and the demo offers 'writer'" in capsys.readouterr().err
 
 
 @pytest.mark.processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -36,6 +37,10 @@ def test_every_limit_must_be_positive(name: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
+        ({"heartbeat_s": math.nan}, "heartbeat_s must be greater than 0"),
+        ({"heartbeat_s": 1e9}, "heartbeat_s must be at most"),
+        ({"stop_grace_s": math.inf}, "stop_grace_s must be at most"),
+        ({"heartbeat_s": "1"}, "float.*str.*limits.heartbeat_s"),
         ({"suspect_after": 1}, "suspect_after must be at least 2"),
         ({"reconnect_min_s": 3.0}, "reconnect_max_s must not be less"),
         ({"retry_min_s": 11.0}, "retry_max_s must not be less"),

@@ -16,6 +16,7 @@ from agentos.core import messages as m
 from agentos.core.calls import Calls
 from agentos.core.errors import ConfigError
 from agentos.core.gateway import GatewayMachine
+from agentos.core.jsontext import dump
 from agentos.core.liveness import Liveness
 from agentos.core.placement import Placement
 from agentos.core.ports import SaveOutcome
@@ -315,6 +316,15 @@ def test_a_graph_of_the_users_own_is_run_with_answers_of_their_own() -> None:
     report = simulate(range(1, 10), settings)
     assert report.ok
     assert set(asked) == {"writer"}
+
+
+def test_a_graph_of_the_users_own_may_call_any_agents() -> None:
+    """The proxies offer what the graph needs; a call may run for as long as its time limit."""
+    node = {"agent": "summarizer", "prompt": "x", "samples": 2}
+    graph = {"nodes": {"a": node, "b": {"agent": "judge", "prompt": "${a}"}}}
+    for seed in range(8):
+        outcome = Settings(graph=dump(graph), shape=SMALL).simulation(seed).run()
+        assert outcome.rule == "", outcome.text
 
 
 def test_work_can_be_shared_by_processes() -> None:

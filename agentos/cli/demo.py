@@ -22,6 +22,7 @@ from agentos.cli.tasks import read_text
 from agentos.cluster import Cluster
 from agentos.config import Config, LocalConfig, make_agents, needs_local_model
 from agentos.core import messages as m
+from agentos.core.errors import ConfigError
 from agentos.core.graph import parse_graph
 
 REGIONS, PROXIES = 2, 2
@@ -49,6 +50,11 @@ def demo(
     agents = {AGENT: LocalConfig()} | dict(found.agents)
     text = read_text(str(graph)) if graph else _article()
     parsed = parse_graph(text, found.limits)
+    if unknown := sorted(set(parsed.agents) - set(agents)):
+        raise ConfigError(
+            f"the graph calls {', '.join(map(repr, unknown))}, and the demo offers "
+            f"{', '.join(map(repr, agents))}: name the missing agents in agentos.toml (--config)"
+        )
     with contextlib.ExitStack() as stack:
         data = _folder(stack, keep=keep)
         local_url = ""

@@ -19,6 +19,10 @@ MAX_INT = 2**63 - 1
 """What SQLite, PostgreSQL and every 64-bit client can hold; orjson reads 2^64 and more as floats."""
 
 
+LONGEST_S = 1e6
+"""No time is longer: eleven days. Operating systems wait for no length of time."""
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The bounds and intervals of one cluster. Times are in seconds, sizes in bytes.
 
@@ -121,18 +125,29 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return these limits if they fit together.
 
         Raises:
-            ConfigError: naming every contradiction at once.
+            ConfigError: naming every contradiction at once, or the first value that is no number.
         """
+        try:
+            msgspec.convert(msgspec.structs.asdict(self), Limits)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"limits: {str(error).replace(' - at `$.', ' at `limits.')}"
+            ) from error
         if faults := self.faults():
             raise ConfigError("; ".join(f"{key} {reason}" for key, reason in faults))
         return self
 
     def faults(self) -> list[tuple[str, str]]:
         """Every contradiction: the key of the limit to change, and what it must be."""
+        values = msgspec.structs.asdict(self)
         faults = [
             (f"limits.{name}", f"must be greater than 0, not {value!r}")
-            for name, value in msgspec.structs.asdict(self).items()
-            if value <= 0
+            for name, value in values.items()
+            if not value > 0  # nor is NaN
+        ] + [
+            (f"limits.{name}", f"must be at most {LONGEST_S:g} seconds, not {value!r}")
+            for name, value in values.items()
+            if name.endswith("_s") and value > LONGEST_S
         ]
         if self.suspect_after < 2:
             reason = "must be at least 2: one late heartbeat is not a death"

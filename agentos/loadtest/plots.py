@@ -43,7 +43,7 @@ def check(file: Path) -> None:
         raise ConfigError(f"{file}: a plot is one of {', '.join(SUFFIXES)}")
     if not available():
         raise ConfigError(
-            f"{file}: plots need Matplotlib: pip install 'agentos-cluster[load]' (or --no-plot)"
+            f"{file}: plots need Matplotlib: pip install matplotlib (or --no-plot)"
         )
 
 

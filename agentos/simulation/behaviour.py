@@ -353,7 +353,8 @@ class Behaviour:
             _broken("acknowledged_is_stored", f"a call of task {call.task_id}, which is not stored")
         quiet_s = self._world.now - self._world.troubled_at
         known = self._world.now - entry.since > NEWS_S
-        if quiet_s > QUIET_S and known and call.epoch < entry.task.epoch:
+        over = known and call.epoch < entry.task.epoch
+        if quiet_s > QUIET_S and over and self._world.is_led(process.address):
             text = f"{call.row} of task {call.task_id} is called under {call.epoch}"
             _broken("zombies_stop_spending", f"{text}, {quiet_s:.1f} s after the last trouble")
         for row in needs_of(entry, call.row):

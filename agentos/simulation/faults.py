@@ -199,6 +199,12 @@ _WEIGHTS: Final[Mapping[str, int]] = {"proxy": 2, "region": 3, "gateway": 3, "st
 """How often a process of a role is hit: there are many proxies, and one store."""
 
 
+def calm(faults: Faults) -> Faults:
+    """Only the agents fail, and for longer."""
+    shares = {n: getattr(faults, n) for n in Faults.__struct_fields__ if n.startswith("agent_")}
+    return msgspec.structs.replace(Faults.none(2 * faults.for_s), **shares)
+
+
 def plan(random: Random, faults: Faults, processes: Sequence[str]) -> list[Fault]:
     """Draw what goes wrong in one run, in order of time.
 

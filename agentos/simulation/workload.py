@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
+from agentos.core.graph import parse_graph
 from agentos.core.jsontext import dump
+from agentos.core.limits import Limits
 
 OFFERS: Final[Sequence[Mapping[str, int]]] = (
     {"writer": 2, "critic": 1},
@@ -44,6 +46,16 @@ class Job(msgspec.Struct, frozen=True):
     cancel_after_s: float | None = None
     twin: str = ""
     poison: bool = False
+
+
+def offers_for(graph: str) -> Sequence[Mapping[str, int]]:
+    """What proxies offer, in turn, so that a graph of the user's own can run: two of three all of it.
+
+    Raises:
+        GraphError: it cannot be run.
+    """
+    agents = parse_graph(graph, Limits()).agents
+    return dict.fromkeys(agents, 2), {agents[0]: 1}, dict.fromkeys(agents, 2)
 
 
 def draw_jobs(

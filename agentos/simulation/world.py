@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-import msgspec
-
 from agentos.core import messages as m
 from agentos.core.errors import AgentOSError
 from agentos.core.gateway import GatewayMachine
@@ -23,7 +21,7 @@ from agentos.simulation.agents import Agents, Answer
 from agentos.simulation.behaviour import QUIET_S, Behaviour
 from agentos.simulation.chaos import Chaos
 from agentos.simulation.clients import ClientMachine
-from agentos.simulation.faults import FOR_GOOD_S, Armed, Faults, plan
+from agentos.simulation.faults import FOR_GOOD_S, Armed, Faults, calm, plan
 from agentos.simulation.hosts import Hosts
 from agentos.simulation.ledger import Change, Violation
 from agentos.simulation.links import Lane, Process, Uplink
@@ -31,7 +29,7 @@ from agentos.simulation.network import Network
 from agentos.simulation.outcome import Keep, Outcome, Shape
 from agentos.simulation.store import StoreHost
 from agentos.simulation.trace import Trace, describe
-from agentos.simulation.workload import OFFERS, Job, draw_jobs
+from agentos.simulation.workload import OFFERS, Job, draw_jobs, offers_for
 from agentos.storage.memory import MemoryDatabase
 
 START_S = 1.5
@@ -75,7 +73,7 @@ class Simulation:
         graph: str | None = None,
         answer: Answer | None = None,
         limits: Limits = LIMITS,
-        offers: Sequence[Mapping[str, int]] = OFFERS,
+        offers: Sequence[Mapping[str, int]] | None = None,
         wire: Wire | None = None,
         keep: Keep | None = None,
         trace: Trace | None = None,
@@ -95,8 +93,9 @@ class Simulation:
         self._count = 0
         self._roles: dict[tuple[type, str, str], bool] = {}
         shape, faults = shape or Shape(), (faults or Faults()).check()
+        offers = offers or (OFFERS if graph is None else offers_for(graph))
         if faults.swarm and seed % CALM_EVERY == 0:
-            faults = _calm(faults)
+            faults = calm(faults)
         addresses = shape.addresses()
         clients = [a for a in addresses if m.role_of(a) == "client"]
         jobs = draw_jobs(
@@ -361,6 +360,10 @@ class Simulation:
         """The calls that the agents of a proxy are making."""
         return list(self.agents.running.get(proxy, {}).values())
 
+    def is_led(self, proxy: str) -> bool:
+        """Whether anybody is left to tell a proxy that its claims are over: its region."""
+        return self.network.processes[m.region_of(proxy)].alive
+
     def _job_of(self, task_id: int) -> tuple[str, bool]:
         entry = self.behaviour.ledger.get(task_id)
         name = "" if entry is None else entry.task.key or ""
@@ -384,6 +387,8 @@ class Simulation:
     def _final_checks(self) -> None:
         for proxy in self.offers:
             for call in self.running(proxy):
+                if call.timeout_s > QUIET_S:
+                    continue  # an abort that was lost costs what is left of the time limit
                 text = f"{proxy} still runs {call.row} of task {call.task_id}, which has ended"
                 raise Violation("zombies_stop_spending", text)
         known = self.behaviour.ledger.tasks
@@ -391,9 +396,3 @@ class Simulation:
             rows = {row.node_id: row for row in self.database.get_progress_list(task_id)}
             if self.database.get_task(task_id) != entry.task or rows != entry.rows:
                 raise Violation("writes_are_fenced", f"task {task_id} changed behind our back")
-
-
-def _calm(faults: Faults) -> Faults:
-    """Only the agents fail, and for longer."""
-    shares = {n: getattr(faults, n) for n in Faults.__struct_fields__ if n.startswith("agent_")}
-    return msgspec.structs.replace(Faults.none(2 * faults.for_s), **shares)
