@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pykka
 import pytest
+from structlog.testing import capture_logs
 
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
@@ -144,9 +145,14 @@ def test_what_waits_is_one_commit(
 
 
 def test_one_that_fails_does_not_spoil_the_others(
-    store: Any, switch: Switch, database: Watched, log: list[str]
+    store: Any,
+    switch: Switch,
+    database: Watched,
+    log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """When the transaction fails, each message is tried alone, and only the bad one is refused."""
+    monkeypatch.setattr(actors, "TURN_S", 60.0)
     database.fail = lambda claim: StorageError("bad block") if claim.task_id == 2 else None
     switch.send(claims(1, 2, 3))
     eventually(lambda: len(answers(log)) == 3)
@@ -155,6 +161,32 @@ def test_one_that_fails_does_not_spoil_the_others(
     assert log.count("commit") == 2
     assert [database.get_task(task).epoch.global_epoch for task in (1, 2, 3)] == [1, 0, 1]
     assert switch.counters["storage_failures"] == 1
+
+
+def test_a_batch_that_fails_as_a_whole_is_told_of(
+    store: Any,
+    switch: Switch,
+    database: Watched,
+    log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fault that only many messages together show costs no answer, but is in the log."""
+    monkeypatch.setattr(actors, "TURN_S", 60.0)
+    seen: set[int] = set()
+
+    def fail_once(claim: m.Claim) -> Exception | None:
+        again = claim.task_id in seen
+        seen.add(claim.task_id)
+        return ZeroDivisionError("together") if claim.task_id == 2 and not again else None
+
+    database.fail = fail_once
+    with capture_logs() as logs:
+        switch.send(claims(1, 2, 3))
+        eventually(lambda: len(answers(log)) == 3)
+    assert answers(log) == ["1 Claimed", "2 Claimed", "3 Claimed"]
+    (told,) = [entry for entry in logs if entry["event"] == "batch_failed"]
+    assert (told["messages"], told["error"], told["exc_info"]) == (2, "together", True)
+    assert switch.counters["batch_failures"] == 1
 
 
 def test_a_refusal_says_when_to_try_again(store: Any, switch: Switch, database: Watched) -> None:
@@ -187,9 +219,14 @@ def test_a_request_that_breaks_the_store_is_refused(
 
 
 def test_a_domain_error_keeps_the_transaction(
-    store: Any, switch: Switch, database: Watched, log: list[str]
+    store: Any,
+    switch: Switch,
+    database: Watched,
+    log: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A request that is refused by the rules (no such task) does not undo its neighbours."""
+    monkeypatch.setattr(actors, "TURN_S", 60.0)
     switch.send(
         [*claims(1), m.Envelope(m.STORE, "gateway/a", m.GetTask(task_id=99), "99"), *claims(2)]
     )
