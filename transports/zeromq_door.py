@@ -45,12 +45,14 @@ _RECEIVED_AT: Final = 128
 class Visitor:
     """One connection. `mark`: the bytes that had come over it when it was last heard."""
 
-    __slots__ = ("calm", "mark", "refused", "spoke", "sure_at", "told", "watched")
+    __slots__ = ("accused", "calm", "mark", "refused", "spoke", "sure_at", "told", "watched")
 
     def __init__(self, sure_at: int = 0) -> None:
         self.sure_at = sure_at
         """The look from which on what is read under its descriptor's number is its own: before, it
         may be of the connection that had that number, and left without being heard."""
+        self.accused = b""
+        """Who is to be ended, by routing id, when it is sure that this is its connection."""
         self.watched = False
         """Whether the kernel says that something has come over it."""
         self.mark = 0
@@ -62,6 +64,11 @@ class Visitor:
         """Whether it has since the last look."""
         self.refused = False
         """Whether it is to be ended: at the next look, so that an answer on its way may arrive."""
+
+    @property
+    def is_accused(self) -> bool:
+        """Whether it is to be ended, sooner or later."""
+        return self.refused or bool(self.accused)
 
     def heard(self) -> None:
         """A message has come over it."""
@@ -124,12 +131,20 @@ class Door:
         self.admit()
         return self._visitors.get(fd) or Visitor()
 
-    def refuse(self, visitor: Visitor) -> None:
-        """End this connection, unless it is not sure that it is the one that is meant.
+    def refuse(self, visitor: Visitor, routing_id: bytes) -> None:
+        """End this connection; if it is not sure that it is this one's, when it is.
 
-        Then it is left alone until something comes over it again, which nobody listens to.
+        Unless another one speaks over it until then: whoever is meant had its number before.
         """
-        visitor.refused = self._looks >= visitor.sure_at
+        if self._looks >= visitor.sure_at:
+            visitor.refused = True
+        else:
+            visitor.accused = routing_id
+
+    def speaks(self, visitor: Visitor, routing_id: bytes) -> None:
+        """Note who is heard over a connection, which has one routing id."""
+        if visitor.accused != routing_id:
+            visitor.accused = b""
 
     def admit(self) -> bool:
         """Note who came and who went; returns whether the listener itself was closed."""
@@ -183,7 +198,7 @@ class Door:
             visitor.calm = visitor.told or late or received == visitor.mark
             if received is None:
                 self._leave(fd)
-            elif visitor.refused:
+            elif visitor.refused or (visitor.accused and self._looks >= visitor.sure_at):
                 self._end(fd)
             elif visitor.told or late:
                 visitor.told, visitor.mark = False, received
@@ -215,13 +230,13 @@ class Door:
         return [
             (fd, visitor)
             for fd, visitor in self._visitors.items()
-            if fd in stirred or visitor.told or visitor.refused or not visitor.calm
+            if fd in stirred or visitor.told or visitor.is_accused or not visitor.calm
         ]
 
     def _is_quiet(self) -> bool:
         """Whether all have said something, and it was whole, and nobody is on the way out."""
         return not (self._left or self._leaving) and all(
-            visitor.watched and visitor.spoke and visitor.calm and not visitor.refused
+            visitor.watched and visitor.spoke and visitor.calm and not visitor.is_accused
             for visitor in self._visitors.values()
         )
 

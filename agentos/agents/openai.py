@@ -22,7 +22,7 @@ import msgspec
 
 from agentos import answers
 from agentos.core.errors import AgentError, ConfigError, UnusableAnswer
-from agentos.core.limits import MAX_INT
+from agentos.core.limits import MAX_INT, MAX_RETRY_AFTER_S
 from agentos.core.ports import AgentAnswer, AgentRequest
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 OPENAI_URL = "https://api.openai.com/v1"
 CONNECT_S = 10.0
-MAX_RETRY_AFTER_S = 86_400.0
 RETRYABLE_STATUS = frozenset({408, 409, 429})
 """With every 5xx: the ones that may pass by themselves (RFC 9110; RFC 6585 for 429)."""
 

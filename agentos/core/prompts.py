@@ -96,11 +96,6 @@ class Template(msgspec.Struct, frozen=True, gc=False):
         """The references, in the order of the text."""
         return tuple([part for part in self.segments if isinstance(part, Reference)])
 
-    @property
-    def roots(self) -> frozenset[str]:
-        """The names that are referred to: nodes, and `input`."""
-        return frozenset(reference.root for reference in self.references)
-
     def render(self, values: Mapping[str, Any], max_bytes: int) -> str:
         """The prompt with every reference replaced: strings as they are, the rest as JSON.
 

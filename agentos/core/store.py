@@ -39,8 +39,8 @@ class StoreMachine:
         limits: for the size of a page of progress.
     """
 
-    def __init__(self, database: Database, limits: Limits, address: str = m.STORE) -> None:
-        self.address = address
+    def __init__(self, database: Database, limits: Limits) -> None:
+        self.address = m.STORE
         self._db = database
         self._limits = limits
         self._gateways: dict[str, float] = {}

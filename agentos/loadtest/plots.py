@@ -42,9 +42,7 @@ def check(file: Path) -> None:
     if file.suffix not in SUFFIXES:
         raise ConfigError(f"{file}: a plot is one of {', '.join(SUFFIXES)}")
     if not available():
-        raise ConfigError(
-            f"{file}: plots need Matplotlib: pip install matplotlib (or --no-plot)"
-        )
+        raise ConfigError(f"{file}: plots need Matplotlib: pip install matplotlib (or --no-plot)")
 
 
 def save(

@@ -8,10 +8,9 @@ import traceback
 from agentos import answers
 from agentos.core import messages as m
 from agentos.core.errors import AgentError
-from agentos.core.limits import MAX_INT
+from agentos.core.limits import MAX_INT, MAX_RETRY_AFTER_S
 from agentos.core.ports import AgentAnswer
 
-MAX_RETRY_AFTER_S = 86_400.0
 ERROR_CHARACTERS = 1_000
 
 

@@ -54,7 +54,6 @@ class Behaviour:
         self._unsure: dict[str, set[int]] = {}
         """Proxies that stood still for longer than a lease, and the tasks that they are sure of."""
         self._invoked: Counter[tuple[int, str]] = Counter()
-        self._expected: dict[tuple[int, Epoch], str] = {}
         self._done: set[tuple[str, str]] = set()
         self._held: set[tuple[int, Epoch]] = set()
         """Claims whose owner was told of them, and has not handed them back."""

@@ -49,6 +49,10 @@ class World(Protocol):
         """These are durable now; nobody has been told yet."""
         ...
 
+    def is_led(self, proxy: str) -> bool:
+        """Whether the region of a proxy is alive."""
+        ...
+
     def running(self, proxy: str) -> list[m.Call]:
         """The calls that the agents of a proxy are making."""
         ...
