@@ -31,7 +31,7 @@ def unreachable(urls: Sequence[str], timeout_s: float) -> ClusterUnreachable:
     """The error of somebody who has waited for a gateway in vain."""
     return ClusterUnreachable(
         f"no gateway answered at {', '.join(urls)} within {timeout_s:g} s: "
-        "is `agentos up` running, and is this its URL?"
+        "is `agentos up` running, and is this its URL (`--url`, `AGENTOS_URL`)?"
     )
 
 

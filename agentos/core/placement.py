@@ -121,7 +121,9 @@ class Placement:
         """What keeps a task that needs these agents from being placed, in words."""
         if self.capable(agents, full=True):
             return "every region that could run it is full"
-        return f"no living region offers all of {sorted(agents)}; offered now: {self.offered()}"
+        regions = sorted(self.regions.living(), key=lambda region: region[0])
+        offers = "; ".join(f"{a} offers {sorted(peer.beat.agents)}" for a, peer in regions)
+        return f"no living region offers all of {sorted(agents)}; {offers or 'no region is alive'}"
 
     def choose(self, agents: Agents) -> tuple[str, str]:
         """Where a new task that needs these agents goes: a region with room, and a proxy of it.
