@@ -78,9 +78,9 @@ class LocalModelServer:
         model_path()
         with tempfile.TemporaryFile() as log:
             self._process = self._spawn(log)
+            begun = time.monotonic()  # first: who ends at the deadline was late, not broken
             deadline = threading.Timer(self._timeout_s, self._process.kill)
             deadline.start()
-            begun = time.monotonic()
             try:
                 assert self._process.stdout is not None
                 self.url = self._process.stdout.readline().strip()
