@@ -45,9 +45,10 @@ _RECEIVED_AT: Final = 128
 class Visitor:
     """One connection. `mark`: the bytes that had come over it when it was last heard."""
 
-    __slots__ = ("accused", "calm", "mark", "refused", "spoke", "sure_at", "told", "watched")
+    __slots__ = ("accused", "calm", "fd", "mark", "refused", "spoke", "sure_at", "told", "watched")
 
-    def __init__(self, sure_at: int = 0) -> None:
+    def __init__(self, fd: int = -1, sure_at: int = 0) -> None:
+        self.fd = fd
         self.sure_at = sure_at
         """The look from which on what is read under its descriptor's number is its own: before, it
         may be of the connection that had that number, and left without being heard."""
@@ -115,7 +116,12 @@ class Door:
             self._stirs.close()
 
     def sources(self) -> list[Source]:
-        """What becomes readable, at rest, when it is time to look again."""
+        """What becomes readable, at rest, when it is time to look again.
+
+        The kernel takes its word back if libzmq reads what came before we have looked: one packet
+        may be missed, which cannot be much. Neither a stream of them is, nor who comes or leaves:
+        that is libzmq's own word.
+        """
         return [self._events] if self._stirs is None else [self._events, self._stirs.fileno()]
 
     def rouse(self) -> None:
@@ -129,7 +135,10 @@ class Door:
     def find(self, fd: int) -> Visitor:
         """The connection with this descriptor. It stays the same one when the number is reused."""
         self.admit()
-        return self._visitors.get(fd) or Visitor()
+        if (visitor := self._visitors.get(fd)) is not None:
+            return visitor
+        unheard = (v for v in (*self._left, *self._leaving) if v.fd == fd and not v.spoke)
+        return next(unheard, None) or Visitor()
 
     def refuse(self, visitor: Visitor, routing_id: bytes) -> None:
         """End this connection; if it is not sure that it is this one's, when it is.
@@ -153,7 +162,7 @@ class Door:
             event, value = struct.unpack("=hi", self._events.recv_multipart()[0])
             if event == zmq.EVENT_ACCEPTED:
                 self._leave(value)  # the number is another connection's now
-                self._visitors[value] = visitor = Visitor(self._unheard.get(value, 0))
+                visitor = self._visitors[value] = Visitor(value, self._unheard.get(value, 0))
                 visitor.watched = self._watch(value)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._leave(value)  # said before the descriptor is closed, and its number free
