@@ -66,6 +66,12 @@ class Watched:
         return self._database.claim(claim)
 
 
+@pytest.fixture(autouse=True)
+def long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits together is handled together, however slow the machine is."""
+    monkeypatch.setattr(actors, "TURN_S", 60.0)
+
+
 @pytest.fixture
 def switch() -> Iterator[Switch]:
     with net() as made:
@@ -122,14 +128,9 @@ def answers(log: list[str]) -> list[str]:
 
 
 def test_what_waits_is_one_commit(
-    store: Any,
-    switch: Switch,
-    database: Watched,
-    log: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    store: Any, switch: Switch, database: Watched, log: list[str]
 ) -> None:
     """Messages that wait together are one transaction, and no answer leaves before its commit."""
-    monkeypatch.setattr(actors, "TURN_S", 60.0)
     database.proceed.clear()
     switch.send(claims(1))
     assert database.entered.wait(10)  # the store is busy with the first; the others pile up
@@ -145,14 +146,9 @@ def test_what_waits_is_one_commit(
 
 
 def test_one_that_fails_does_not_spoil_the_others(
-    store: Any,
-    switch: Switch,
-    database: Watched,
-    log: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    store: Any, switch: Switch, database: Watched, log: list[str]
 ) -> None:
     """When the transaction fails, each message is tried alone, and only the bad one is refused."""
-    monkeypatch.setattr(actors, "TURN_S", 60.0)
     database.fail = lambda claim: StorageError("bad block") if claim.task_id == 2 else None
     switch.send(claims(1, 2, 3))
     eventually(lambda: len(answers(log)) == 3)
@@ -164,14 +160,9 @@ def test_one_that_fails_does_not_spoil_the_others(
 
 
 def test_a_batch_that_fails_as_a_whole_is_told_of(
-    store: Any,
-    switch: Switch,
-    database: Watched,
-    log: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    store: Any, switch: Switch, database: Watched, log: list[str]
 ) -> None:
     """A fault that only many messages together show costs no answer, but is in the log."""
-    monkeypatch.setattr(actors, "TURN_S", 60.0)
     seen: set[int] = set()
 
     def fail_once(claim: m.Claim) -> Exception | None:
@@ -219,14 +210,9 @@ def test_a_request_that_breaks_the_store_is_refused(
 
 
 def test_a_domain_error_keeps_the_transaction(
-    store: Any,
-    switch: Switch,
-    database: Watched,
-    log: list[str],
-    monkeypatch: pytest.MonkeyPatch,
+    store: Any, switch: Switch, database: Watched, log: list[str]
 ) -> None:
     """A request that is refused by the rules (no such task) does not undo its neighbours."""
-    monkeypatch.setattr(actors, "TURN_S", 60.0)
     switch.send(
         [*claims(1), m.Envelope(m.STORE, "gateway/a", m.GetTask(task_id=99), "99"), *claims(2)]
     )

@@ -45,7 +45,7 @@ _RECEIVED_AT: Final = 128
 class Visitor:
     """One connection. `mark`: the bytes that had come over it when it was last heard."""
 
-    __slots__ = ("accused", "calm", "fd", "mark", "refused", "spoke", "sure_at", "told", "watched")
+    __slots__ = ("accused", "calm", "fd", "mark", "spoke", "sure_at", "told", "watched")
 
     def __init__(self, fd: int = -1, sure_at: int = 0) -> None:
         self.fd = fd
@@ -53,7 +53,9 @@ class Visitor:
         """The look from which on what is read under its descriptor's number is its own: before, it
         may be of the connection that had that number, and left without being heard."""
         self.accused = b""
-        """Who is to be ended, by routing id, when it is sure that this is its connection."""
+        """Who is to be ended, by routing id: at the next look, so that an answer on its way may
+        arrive, or when it is sure that this is its connection. Unless another one speaks over it
+        until then: whoever is meant had its number before."""
         self.watched = False
         """Whether the kernel says that something has come over it."""
         self.mark = 0
@@ -63,13 +65,6 @@ class Visitor:
         """Whether it has ever said anything."""
         self.told = False
         """Whether it has since the last look."""
-        self.refused = False
-        """Whether it is to be ended: at the next look, so that an answer on its way may arrive."""
-
-    @property
-    def is_accused(self) -> bool:
-        """Whether it is to be ended, sooner or later."""
-        return self.refused or bool(self.accused)
 
     def heard(self) -> None:
         """A message has come over it."""
@@ -140,21 +135,6 @@ class Door:
         unheard = (v for v in (*self._left, *self._leaving) if v.fd == fd and not v.spoke)
         return next(unheard, None) or Visitor()
 
-    def refuse(self, visitor: Visitor, routing_id: bytes) -> None:
-        """End this connection; if it is not sure that it is this one's, when it is.
-
-        Unless another one speaks over it until then: whoever is meant had its number before.
-        """
-        if self._looks >= visitor.sure_at:
-            visitor.refused = True
-        else:
-            visitor.accused = routing_id
-
-    def speaks(self, visitor: Visitor, routing_id: bytes) -> None:
-        """Note who is heard over a connection, which has one routing id."""
-        if visitor.accused != routing_id:
-            visitor.accused = b""
-
     def admit(self) -> bool:
         """Note who came and who went; returns whether the listener itself was closed."""
         closed = False
@@ -207,7 +187,7 @@ class Door:
             visitor.calm = visitor.told or late or received == visitor.mark
             if received is None:
                 self._leave(fd)
-            elif visitor.refused or (visitor.accused and self._looks >= visitor.sure_at):
+            elif visitor.accused and self._looks >= visitor.sure_at:
                 self._end(fd)
             elif visitor.told or late:
                 visitor.told, visitor.mark = False, received
@@ -239,13 +219,13 @@ class Door:
         return [
             (fd, visitor)
             for fd, visitor in self._visitors.items()
-            if fd in stirred or visitor.told or visitor.is_accused or not visitor.calm
+            if fd in stirred or visitor.told or visitor.accused or not visitor.calm
         ]
 
     def _is_quiet(self) -> bool:
         """Whether all have said something, and it was whole, and nobody is on the way out."""
         return not (self._left or self._leaving) and all(
-            visitor.watched and visitor.spoke and visitor.calm and not visitor.is_accused
+            visitor.watched and visitor.spoke and visitor.calm and not visitor.accused
             for visitor in self._visitors.values()
         )
 

@@ -154,7 +154,7 @@ class RouterListener:
         """
         self._children.pop(routing_id, None)
         if refuse:
-            self._door.refuse(child.visitor, routing_id)
+            child.visitor.accused = routing_id
             self._rouse()
             self._refused[routing_id] = None
             if len(self._refused) > self._shared.limits.max_children:
@@ -189,10 +189,11 @@ class RouterListener:
     def _accept(self, routing_id: bytes, fd: int) -> Child | None:
         visitor = self._door.find(fd)
         self._rouse()  # that may have read what would have ended the rest
-        self._door.speaks(visitor, routing_id)
         if routing_id in self._refused:
-            self._door.refuse(visitor, routing_id)
+            visitor.accused = routing_id
             return None
+        if visitor.accused != routing_id:
+            visitor.accused = b""
         self._accepted += 1
         child = Child(self._shared, self, routing_id, f"{self.url}#{self._accepted}", visitor)
         if routing_id[:1] != b"\0":

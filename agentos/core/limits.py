@@ -17,8 +17,6 @@ to be set: what one owner has accepted and saved, the next one must be able to r
 MAX_NODES = 10_000
 MAX_INT = 2**63 - 1
 """What SQLite, PostgreSQL and every 64-bit client can hold; orjson reads 2^64 and more as floats."""
-
-
 MAX_RETRY_AFTER_S = 86_400.0
 """What an endpoint's word of when to try again is believed for at most."""
 LONGEST_S = 1e6

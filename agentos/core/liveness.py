@@ -30,8 +30,8 @@ class Peer(Generic[BeatT]):
         self.seen_at = now
         self.given = 0
         self.doubted = False
-        """Whether another heartbeat is wanted before it is believed to rest: the last one may be older than
-        what was given to it, or somebody else was suspected."""
+        """Whether another heartbeat is wanted before it is believed to rest: the last one may be
+        older than what was given to it, or somebody else was suspected."""
         self.resting = False
         """Whether it is expected less often, because it has nothing to do."""
         self.suspected = False

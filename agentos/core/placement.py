@@ -113,10 +113,6 @@ class Placement:
                 loads[address] = tasks / max(1, capacity)
         return loads
 
-    def offered(self) -> list[str]:
-        """Every agent that some living region offers."""
-        return sorted({a for _, peer in self.regions.living() for a in peer.beat.agents})
-
     def why_waiting(self, agents: Agents) -> str:
         """What keeps a task that needs these agents from being placed, in words."""
         if self.capable(agents, full=True):
