@@ -285,6 +285,18 @@ def test_an_armed_fault_waits_for_its_message() -> None:
     assert not Armed("drop", "claim", 0.0, [True]).meets(task)
 
 
+def test_a_message_that_is_late_is_trouble_until_it_arrives() -> None:
+    """What is done for want of it is no fault of those who do it."""
+    sim = quiet()
+    proxy = sim.network.processes["proxy/r0/0"]
+    assert proxy.uplink is not None
+    proxy.uplink.link.up.armed.append(Armed("delay", "", 5.0, [True]))
+    sim.network.send(proxy, m.Envelope("region/r0", proxy.address, m.GetProgress(task_id=1)))
+    assert sim.troubled_at == sim.now + 5.0
+    sim.trouble()
+    assert sim.troubled_at == sim.now + 5.0
+
+
 def test_a_plan_is_drawn_from_the_rates() -> None:
     """A kind of fault with a rate of zero is never drawn; the plan is in order of time."""
     from random import Random

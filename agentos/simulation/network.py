@@ -84,16 +84,15 @@ class Network:
         """What an armed fault does: how many copies arrive, when, and whether in order."""
         if not armed.strike():
             return copies, at, True
-        self._world.fell(armed.kind, envelope, lane)
+        late_s = armed.for_s if armed.kind in {"delay", "reorder"} else 0.0
+        self._world.fell(armed.kind, envelope, lane, late_s)
         match armed.kind:
             case "drop" | "flap":
                 return 0, at, True
             case "duplicate":
                 return copies + 1, at, True
-            case "delay":
-                return copies, at + armed.for_s, True
             case _:
-                return copies, at + armed.for_s, False
+                return copies, at + late_s, armed.kind != "reorder"
 
     def _not_sent(self, here: Process, envelope: m.Envelope, way: Way) -> None:
         if way.held:

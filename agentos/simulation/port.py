@@ -17,7 +17,8 @@ class World(Protocol):
 
     Attributes:
         now: the virtual time, in seconds.
-        troubled_at: when something last went wrong, or was made whole.
+        troubled_at: when something last went wrong, or was made whole; later than now, if it is
+            known to go on until then.
         troubles: how often it did.
     """
 
@@ -65,8 +66,8 @@ class World(Protocol):
         """Count and show a fault that has happened to somebody."""
         ...
 
-    def fell(self, fault: str, envelope: m.Envelope, lane: Lane | None) -> None:
-        """Count and show a fault that has happened to a message."""
+    def fell(self, fault: str, envelope: m.Envelope, lane: Lane | None, for_s: float = 0.0) -> None:
+        """Count and show a fault that has happened to a message, and lasts for so long."""
         ...
 
     def trouble(self) -> None:

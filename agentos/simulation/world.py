@@ -327,8 +327,8 @@ class Simulation:
             self.trouble()
         self.show(f"!! {kind}: {text}")
 
-    def fell(self, fault: str, envelope: m.Envelope, lane: Lane | None) -> None:
-        """A fault has happened to this message."""
+    def fell(self, fault: str, envelope: m.Envelope, lane: Lane | None, for_s: float = 0.0) -> None:
+        """A fault has happened to this message: one that is late is trouble until it arrives."""
         task_id = getattr(envelope.message, "task_id", 0)
         if not task_id and isinstance(envelope.message, m.Place):
             task_id = envelope.message.call.task_id
@@ -336,13 +336,13 @@ class Simulation:
         if entry is not None:
             entry.excuses += 1
         self.reached[fault] += 1
-        self.troubled_at = self.now
+        self.troubled_at = max(self.troubled_at, self.now + for_s)
         if self.trace is not None:
             self.trace.fell(self.now, fault, envelope, lane.name if lane else "")
 
     def trouble(self) -> None:
         """Something has gone wrong, or is well again: whoever suspects somebody has a reason."""
-        self.troubled_at = self.now
+        self.troubled_at = max(self.troubled_at, self.now)
         self.troubles += 1
 
     def note(self, mark: str) -> None:
