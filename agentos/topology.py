@@ -19,6 +19,16 @@ def database_in(folder: str | Path) -> str:
     return f"sqlite:///{Path(folder).absolute() / 'agentos.db'}"
 
 
+def from_here(url: str) -> str:
+    """Where a process of this machine reaches who listens at `url`.
+
+    `tcp://0.0.0.0:7170` is no address to connect to.
+    """
+    scheme, _, rest = url.partition("://")
+    host, _, port = rest.rpartition(":")
+    return f"{scheme}://127.0.0.1:{port}" if host in {"0.0.0.0", "*"} else url  # noqa: S104
+
+
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[cluster]`: what `agentos up` starts, and where.
 

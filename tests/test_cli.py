@@ -15,6 +15,8 @@ import structlog
 
 from agentos import Cluster, EchoAgent, FunctionAgent, logs
 from agentos.cli import main
+from agentos.cli.options import gateways
+from agentos.core.errors import ConfigError
 from agentos.core.limits import Limits
 from tests.commands import graph_file, own_settings
 from tests.processes import AGENTOS, DIAMOND
@@ -207,6 +209,24 @@ def test_nobody_answers(capsys: pytest.CaptureFixture[str]) -> None:
     errors = capsys.readouterr().err
     assert errors.startswith("error: no gateway answered at tcp://127.0.0.1:1 within ")
     assert errors.count("\n") == 1
+
+
+def test_where_a_cluster_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `agentos.toml` has the gateway listen, if no cluster of this folder is up."""
+    monkeypatch.chdir(tmp_path)
+    assert gateways("tcp://a:1, tcp://b:2") == ("tcp://a:1", "tcp://b:2")
+    assert gateways(None) == ("tcp://127.0.0.1:7170",)
+    file = tmp_path / "agentos.toml"
+    file.write_text('[cluster]\nlisten = "tcp://0.0.0.0:7999"\n')
+    assert gateways(None) == ("tcp://127.0.0.1:7999",)
+    monkeypatch.setenv("AGENTOS_LISTEN", "ipc:///run/agentos")
+    assert gateways(None) == ("ipc:///run/agentos",)
+    monkeypatch.setenv("AGENTOS_LISTEN", "tcp://127.0.0.1:*")
+    assert gateways(None) is None, "nobody knows which port it took"
+    file.write_text("[clustr]\n")
+    with pytest.raises(ConfigError, match=r"agentos.toml:1: clustr"):
+        gateways(None)
+    assert gateways("tcp://a:1") == ("tcp://a:1",)
 
 
 # -- processes -------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ def test_without_the_library_there_is_a_report_all_the_same(
         (["--graph", "echo.json", "--against", "missing.json"], "cannot read missing.json"),
         (["--graph", "echo.json", "--against", "echo.json"], "echo.json is no report"),
         (["--graph", "echo.json", "--report", "no/where.json"], "there is no folder no"),
+        (["--graph", "echo.json", "--report", "folder"], "folder: this cannot be written"),
         (["--graph", "echo.json", "--plot", "r.pdf"], "r.pdf: a plot is one of"),
     ],
     ids=lambda value: " ".join(value) or "nothing" if isinstance(value, list) else "",
@@ -234,6 +235,7 @@ def test_wrong_input(
     graph("echo")
     Path("empty").write_text("\n")
     Path("words").write_text("hello\n")
+    Path("folder").mkdir()
     code, out, errors = run(*arguments)
     assert (code, out) == (2, "")
     assert errors.startswith("error: ")

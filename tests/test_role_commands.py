@@ -54,13 +54,15 @@ def test_a_name_that_is_taken(start: Callable[..., Up], data: str, tmp_path: Pat
     assert first.process.poll() is None
 
 
-def test_the_gateway_may_come_later(start: Callable[..., Up], data: str) -> None:
-    """A region that starts before its gateway says that it waits, and finds it."""
+def test_the_gateway_may_come_later(start: Callable[..., Up], data: str, tmp_path: Path) -> None:
+    """A region that starts before its gateway says that it waits, and finds it where it listens."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"tcp://127.0.0.1:{server.getsockname()[1]}"
     region = start("region", "eu", "--gateway", url, "--json")
     assert eventually(lambda: "no_parent_answers" in region.log.read_text())
-    start("gateway", "--listen", url, "--data", data, "--json").json()
+    config = tmp_path / "agentos.toml"
+    config.write_text(f'[cluster]\nlisten = "{url}"\ndata = "{data}"\n')
+    start("gateway", "--config", str(config), "--json").json()
     assert region.json()["role"] == "region/eu"
 
 

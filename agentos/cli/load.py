@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -310,6 +311,8 @@ def _picture(report: Path, plot: Path | None, *, wanted: bool) -> Path | None:
     for file in filter(None, (report, plot)):
         if not file.parent.is_dir():
             raise ConfigError(f"{file}: there is no folder {file.parent}")
+        if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise ConfigError(f"{file}: this cannot be written: name another file")
     if plot is not None and wanted:
         plots.check(plot)
         return plot

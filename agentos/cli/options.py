@@ -14,7 +14,7 @@ from agentos import logs
 from agentos.config import Config, load
 from agentos.core.limits import MAX_INT
 from agentos.datadir import living_cluster
-from agentos.topology import ClusterConfig
+from agentos.topology import from_here
 
 if TYPE_CHECKING:
     from agentos.blocking import Client
@@ -26,7 +26,8 @@ Url = Annotated[
         envvar="AGENTOS_URL",
         metavar="URL[,URL]",
         help="The gateways to talk to, tried in order. Default: those of the `agentos up` whose "
-        "data folder is here, else tcp://127.0.0.1:7170.",
+        "data folder is here, else where agentos.toml has the gateway listen, else "
+        "tcp://127.0.0.1:7170.",
     ),
 ]
 Json = Annotated[
@@ -101,14 +102,22 @@ def connect(url: str | None, log_level: str = "error", timeout_s: float = 10.0) 
 
 
 def gateways(url: str | None) -> tuple[str, ...] | None:
-    """The URLs that `--url` names, else those of this folder's cluster; None for the default."""
+    """The URLs that `--url` names, else those of this folder's cluster; None for the default.
+
+    Raises:
+        ConfigError: `--url` names none, and what is configured here cannot be read.
+    """
     return urls(url) if url else _of_this_folder()
 
 
 def _of_this_folder() -> tuple[str, ...] | None:
-    """All gateways of the cluster whose data folder is here, if there is one."""
-    record = living_cluster(os.environ.get("AGENTOS_DATA") or ClusterConfig().data)
-    return record.urls if record is not None else None
+    """All gateways of the cluster whose data folder is here, or where one is to listen."""
+    cluster = configuration(None, keys=False).cluster
+    record = living_cluster(cluster.data)
+    if record is not None:
+        return record.urls
+    any_port = cluster.listen.endswith(":*")
+    return None if any_port else (from_here(cluster.listen),)
 
 
 def configuration(file: Path | None, *, keys: bool = True) -> Config:

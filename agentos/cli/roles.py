@@ -68,8 +68,8 @@ def up(
         typer.Option(
             "--listen",
             metavar="URL",
-            help="Where the gateway listens; further ones take the next free ports. "
-            "Default: tcp://127.0.0.1:7170.",
+            help="Where the gateway listens; further ones take the next free ports.",
+            show_default="tcp://127.0.0.1:7170",
         ),
     ] = None,
     max_restarts: Annotated[
@@ -131,7 +131,15 @@ def _announcement(config: Config, record: ClusterRecord) -> str:
 
 
 def gateway(
-    listen: Listen = "tcp://127.0.0.1:7170",
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="URL",
+            help="Where to listen.",
+            show_default="tcp://127.0.0.1:7170",
+        ),
+    ] = None,
     data: DataOption = None,
     store: Annotated[
         str | None,
@@ -144,10 +152,11 @@ def gateway(
     log_level: LogLevel = "info",
 ) -> None:
     """Run a gateway, with the store in it or below one elsewhere."""
-    found = configuration(config, keys=False).with_grace(grace).with_cluster(data=data)
+    found = configuration(config, keys=False).with_grace(grace)
+    found = found.with_cluster(data=data, listen=listen)
     spec = RoleSpec(
         role=f"gateway/{name}",
-        listen=listen,
+        listen=found.cluster.listen,
         parents=urls(store) if store else (),
         database="" if store else _database(found),
         data="" if store else found.cluster.data,
