@@ -1,19 +1,18 @@
-"""What makes an answer usable: strict JSON, bounded, and of the shape that the node asked for.
+"""What makes an answer usable: strict JSON, bounded.
 
-Shared by every agent and by the runner. A value that passes here can be stored, sent and read
+Shared by every agent and by the runner; `agentos.schemas` has the shape that a node asks for. A value that passes here can be stored, sent and read
 back; see `agentos.core.jsontext` for why each thing that is refused is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
 from agentos.core import jsontext
-from agentos.core.errors import AgentError, GraphError, UnusableAnswer
+from agentos.core.errors import AgentError
 from agentos.core.limits import MAX_DEPTH, MAX_INT, Limits
 
 MAX_BYTES = Limits().max_frame_bytes
@@ -44,103 +43,6 @@ def describe(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 (anybody's __str__: what it raises says no more)
         message = "(its message cannot be shown)"
     return f"{type(error).__name__}: {quote(message)}"
-
-
-def parse(text: str, schema: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a model's answer as the one JSON value that the schema asks for.
-
-    Args:
-        text: what the model wrote.
-        schema: the JSON Schema that the value must meet.
-        max_bytes: the largest size of the text.
-
-    Raises:
-        UnusableAnswer: it is not strict JSON or does not meet the schema; quotes what came back.
-        AgentError: the schema itself cannot be used (not retryable).
-    """
-    try:
-        value = jsontext.parse(text, max_bytes=max_bytes)
-    except GraphError as error:
-        raise UnusableAnswer(f"the answer is not usable JSON ({error}): {quote(text)}") from None
-    try:
-        validate(value, schema)
-    except UnusableAnswer as error:
-        raise UnusableAnswer(f"{error.reason}: {quote(text)}") from None
-    return value
-
-
-def check_schema(schema: Mapping[str, Any]) -> Any:
-    """Check that a JSON Schema is one, in draft 2020-12 unless `$schema` names another.
-
-    Returns:
-        the dialect: `jsonschema`'s class of validators for it.
-
-    Raises:
-        GraphError: it is none; `where` is the path of the fault, like `$.properties.x`.
-    """
-    import jsonschema
-
-    if not isinstance(schema.get("$schema", ""), str):
-        raise GraphError("$.$schema", "must be a string")
-    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try:
-        kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise GraphError(error.json_path, f"not a JSON Schema: {quote(error.message)}") from None
-    return kind
-
-
-def validate(value: Any, schema: Mapping[str, Any]) -> None:
-    """Check a JSON value against a JSON Schema.
-
-    References to other documents are refused: a task must not make us fetch a URL.
-
-    Raises:
-        UnusableAnswer: the value does not meet the schema; names the place and the fault.
-        AgentError: the schema is not one, or refers to what is not in it (not retryable).
-    """
-    import jsonschema
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    try:
-        kind = check_schema(schema)
-        fault = jsonschema.exceptions.best_match(
-            kind(schema, registry=Registry()).iter_errors(value)
-        )
-    except GraphError as error:
-        reason = f"cannot be used, at {error.where}: {error.reason}"
-        raise AgentError(f"the node's schema {reason}", retryable=False) from None
-    except Unresolvable as error:
-        reason = f"refers to what it does not hold: {quote(str(error))}"
-        raise AgentError(f"the node's schema {reason}", retryable=False) from None
-    except RecursionError:
-        raise AgentError(
-            "the node's schema refers to itself without end", retryable=False
-        ) from None
-    if fault is not None:
-        place = "" if fault.json_path == "$" else f" at {fault.json_path[1:].lstrip('.')}"
-        raise UnusableAnswer(f"the answer does not meet the schema{place}: {quote(fault.message)}")
-
-
-def meet(value: Any, schema: Mapping[str, Any], *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of an answer that must meet a schema, whichever agent gave it.
-
-    A text that meets the schema stays text; any other is read as JSON. What is no text is held
-    against the schema as it is.
-
-    Raises:
-        UnusableAnswer: it does not meet the schema.
-        AgentError: it is no JSON value, or the schema cannot be used (not retryable).
-    """
-    check(value, max_bytes=max_bytes)
-    try:
-        validate(value, schema)
-    except UnusableAnswer:
-        if not isinstance(value, str):
-            raise
-        return parse(value, schema, max_bytes=max_bytes)
-    return value
 
 
 def check(value: Any, *, max_bytes: int = MAX_BYTES) -> None:

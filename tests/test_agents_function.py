@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import math
-import socket
 import sys
 import textwrap
 import threading
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 
 from agentos import answers
 from agentos.agents.function import FunctionAgent, agent
-from agentos.core.errors import AgentError, ConfigError, UnusableAnswer
+from agentos.core.errors import AgentError, ConfigError
 from agentos.core.jsontext import parse
 from agentos.core.ports import AgentAnswer, AgentRequest
 
@@ -183,48 +182,6 @@ def test_agent_error_decides() -> None:
     with pytest.raises(AgentError, match=r"^no such customer$") as caught:
         call(function)
     assert (caught.value.retryable, caught.value.retry_after_s) == (False, 3.0)
-
-
-def test_schema() -> None:
-    """With a schema, an answer that does not meet it is unusable, and text is read as JSON."""
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    assert answers.meet({"n": 1}, schema) == {"n": 1}
-    assert answers.meet('{"n": 1}', schema) == {"n": 1}
-    assert answers.meet("1", {"type": "string"}) == "1"
-    with pytest.raises(UnusableAnswer, match="at n: 'one' is not of type 'integer'"):
-        answers.meet({"n": "one"}, schema)
-    with pytest.raises(UnusableAnswer, match="not usable JSON"):
-        answers.meet("one", schema)
-    with pytest.raises(AgentError, match="the answer's n is a set, not a JSON value"):
-        answers.meet({"n": {1}}, schema)
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"type": "wat"},
-        {"$schema": [1]},
-        {"pattern": "("},
-        {"$ref": "#"},
-        {"$ref": "#/nowhere"},
-    ],
-)
-def test_schema_that_cannot_be_used(schema: dict[str, Any]) -> None:
-    """A broken schema fails for good."""
-    with pytest.raises(AgentError, match="the node's schema") as caught:
-        answers.meet("x", schema)
-    assert not caught.value.retryable
-
-
-def test_schema_fetches_nothing() -> None:
-    """A schema that refers to another document fails for good: nobody is asked for it."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
-        with pytest.raises(AgentError, match="refers to what it does not hold"):
-            answers.validate("x", {"$ref": url})
-        server.settimeout(0)
-        with pytest.raises(BlockingIOError):
-            server.accept()
 
 
 def test_concurrency() -> None:

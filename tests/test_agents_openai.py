@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentos.agents.openai import OpenAIAgent
+from agentos.core import jsontext
 from agentos.core.errors import ConfigError, UnusableAnswer
 from agentos.core.ports import AgentAnswer, AgentRequest
 from tests.endpoints import KEY, VOTE, Endpoint, ask, completion, request
@@ -53,7 +54,8 @@ def test_real_vote(model_url: str) -> None:
         finally:
             await agent.close()
 
-    assert asyncio.run(run()).value in ({"choice": 0}, {"choice": 1})
+    value = jsontext.parse(asyncio.run(run()).value, max_bytes=100)
+    assert value in ({"choice": 0}, {"choice": 1})
 
 
 @pytest.mark.model
@@ -109,9 +111,9 @@ def test_key_with_any_characters(endpoint: Endpoint) -> None:
 
 
 def test_structured_request(endpoint: Endpoint) -> None:
-    """A schema is sent as a strict response format, and the answer comes back as its value."""
+    """A schema is sent as a strict response format; what comes back is the runner's to read."""
     endpoint.body = completion('{"choice": 1}')
-    assert ask(endpoint, request(schema=VOTE)).value == {"choice": 1}
+    assert ask(endpoint, request(schema=VOTE)).value == '{"choice": 1}'
     wanted = {"name": "answer", "strict": True, "schema": VOTE}
     assert endpoint.requests[0][2]["response_format"] == {
         "type": "json_schema",

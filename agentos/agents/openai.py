@@ -117,10 +117,10 @@ class OpenAIAgent:
         self._client = _client(self._url, self._key, timeout_s, local=local)
 
     async def call(self, request: AgentRequest) -> AgentAnswer:
-        """Ask once. The answer is text, or with a schema the JSON value that meets it.
+        """Ask once. The answer is text; with a schema the model is asked for JSON that meets it.
 
         Raises:
-            UnusableAnswer: it is empty, cut off, not JSON, or does not meet the schema.
+            UnusableAnswer: it is empty, or cut off.
             AgentError: the endpoint could not be reached, refused, or declined to answer.
         """
         body = await self._post(request)
@@ -133,10 +133,9 @@ class OpenAIAgent:
                 self._says(f"sent no chat completion ({error}): {shown}")
             ) from None
         text = self._usable(choice)
-        value = text if request.schema is None else answers.parse(text, request.schema)
         usage = completion.usage or _Usage()
         return AgentAnswer(
-            value=value,
+            value=text,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
         )

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from agentos.answers import check_schema
 from agentos.blocking import Client, Task
 from agentos.cli import output
 from agentos.cli.options import (
@@ -39,6 +38,7 @@ from agentos.core.fields import hint
 from agentos.core.graph import Graph, parse_graph
 from agentos.core.jsontext import join
 from agentos.core.limits import Limits
+from agentos.schemas import check_schema
 
 PAGE = 1_000
 

@@ -24,6 +24,7 @@ from agentos.core.errors import AgentError, ConfigError
 from agentos.core.limits import Limits
 from agentos.core.ports import Agent, AgentAnswer, AgentRequest
 from agentos.runtime import results
+from agentos.runtime.validator import Validator
 
 log = structlog.get_logger()
 
@@ -111,6 +112,7 @@ class AgentRunner:
             raise ConfigError(f"agents must have different names; given twice: {', '.join(twice)}")
         self._deliver = deliver
         self._max_bytes = (limits or Limits()).max_result_bytes
+        self._validator = Validator(self._max_bytes)
         self._running: dict[_Key, _Run] = {}
         """The calls that somebody waits for."""
         self._begun: list[_Run] = []
@@ -166,6 +168,7 @@ class AgentRunner:
         if self._revoked:
             await asyncio.wait(self._revoked, timeout=CANCEL_S)
         self._flush()
+        await self._validator.close()
         await asyncio.gather(*(self._close_agent(desk.agent) for desk in self._desks.values()))
 
     async def _close_agent(self, agent: Agent) -> None:
@@ -279,8 +282,10 @@ class AgentRunner:
             answer = await self._ask(run, request)
             usage = results.usage_of(answer)
             said = answer.value
-            if request.schema is not None:
-                said = answers.meet(said, request.schema, max_bytes=self._max_bytes)
+            if call.schema is not None:
+                said = await self._validator.meet(
+                    said, call.schema, task_id=call.task_id, row=call.row
+                )
             outcome: str | AgentError = answers.encode(said, max_bytes=self._max_bytes)
         except AgentError as error:
             outcome = error
