@@ -80,6 +80,8 @@ class AsyncClient:
         self._ends: OrderedDict[int, m.Ended] = OrderedDict()
         self._kept = 0
         self._waiters: dict[int, list[Waiter]] = {}
+        self._told: set[int] = set()
+        """Tasks that a gateway tells us the end of: it was asked to when they were submitted."""
         self._turns = asyncio.Semaphore(ON_THEIR_WAY)
 
     async def connect(self) -> Self:
@@ -168,7 +170,9 @@ class AsyncClient:
             notify=True,
         )
         answer = await self._request(m.GATEWAY, submit, m.Submitted)
-        return AsyncTask(self, answer.task_id, told=True)
+        if answer.task_id not in self._ends:  # which may have overtaken the answer
+            self._told.add(answer.task_id)
+        return AsyncTask(self, answer.task_id)
 
     def task(self, task_id: int) -> AsyncTask:
         """A handle on a task that was submitted before, by anybody."""
@@ -251,6 +255,7 @@ class AsyncClient:
 
     def _remember(self, ended: m.Ended) -> None:
         """Keep an end for whoever asks for the result later; the oldest give way."""
+        self._told.discard(ended.task_id)
         if not is_complete(ended) or ended.task_id in self._ends:
             return
         self._ends[ended.task_id] = ended
@@ -273,19 +278,19 @@ class AsyncClient:
             del self._waiters[task_id]
         return not waiters
 
-    async def _end(self, task_id: int, timeout_s: float | None, *, told: bool) -> m.Ended:
+    async def _end(self, task_id: int, timeout_s: float | None) -> m.Ended:
         """A task's end, as soon as it is pushed; looks for itself when nothing is.
 
         Args:
             task_id: which task.
             timeout_s: seconds until `ResultTimeout`.
-            told: whether the gateway tells of it anyway; `submit` asks for that.
         """
         if task_id in self._ends:
             return self._ends[task_id]
         deadline = _deadline(timeout_s)
         waiter = self._listen(task_id)
         try:
+            told = task_id in self._told
             message = None if told else await self._look(task_id, deadline)
             while not isinstance(message, m.Ended):
                 message = await self._heard(waiter, task_id, deadline)
@@ -310,6 +315,7 @@ class AsyncClient:
             if self._leave(task_id, waiter) and self._asker is not None:
                 address = self._asker.address
                 self._asker.tell(m.GATEWAY, m.Unwatch(task_id=task_id, client=address))
+                self._told.discard(task_id)
 
     async def _heard(
         self, waiter: Waiter, task_id: int, deadline: float, *, progress: bool = False
@@ -353,10 +359,11 @@ class AsyncClient:
 
     async def _completed(self, ended: m.Ended) -> m.Ended:
         """The end with its response: whoever learned of it from the store does not send that."""
-        if is_complete(ended):
-            return ended
-        task = await self._request(m.STORE, m.GetTask(task_id=ended.task_id), m.TaskInfo)
-        return m.end_of(task) or ended
+        if not is_complete(ended):
+            task = await self._request(m.STORE, m.GetTask(task_id=ended.task_id), m.TaskInfo)
+            ended = m.end_of(task) or ended
+        self._remember(ended)
+        return ended
 
 
 def _deadline(timeout_s: float | None) -> float:

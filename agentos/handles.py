@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 class AsyncTask:
     """A handle on one task."""
 
-    def __init__(self, client: AsyncClient, task_id: int, *, told: bool = False) -> None:
+    def __init__(self, client: AsyncClient, task_id: int) -> None:
         self.task_id = task_id
         self._client = client
-        self._told = told
-        """Whether the gateway has been asked to tell us of the end."""
 
     async def status(self) -> m.TaskInfo:
         """The task's row, with its response if it has ended.
@@ -47,7 +45,7 @@ class AsyncTask:
 
     async def wait(self, timeout_s: float | None = None) -> m.Ended:
         """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
-        return await self._client._end(self.task_id, timeout_s, told=self._told)
+        return await self._client._end(self.task_id, timeout_s)
 
     def watch(self, timeout_s: float | None = None) -> AsyncGenerator[m.Event | m.Ended, None]:
         """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""

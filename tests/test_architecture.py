@@ -26,9 +26,10 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "transports": frozenset({"core", "transports"}),
     "storage": frozenset({"core", "storage"}),
     "answers": frozenset({"core"}),
+    "schemas": frozenset({"core", "answers"}),
     "agents": frozenset({"core", "answers", "agents"}),
     "registry": frozenset({"core"}),
-    "runtime": frozenset({"core", "answers", "registry", "runtime"}),
+    "runtime": frozenset({"core", "answers", "schemas", "registry", "runtime"}),
     "simulation": frozenset({"core", "simulation", "storage"}),
     "loadtest": frozenset({"core", "client", "handles", "loadtest"}),
 }

@@ -274,8 +274,9 @@ def test_watching_after_the_end(client: Client) -> None:
     assert msgspec.json.decode(ended.response)["output"] == RESULT
 
 
-def test_watching_in_vain(client: Client, gate: Gate) -> None:
-    """A watch has a timeout too, and may be left at any time."""
+def test_watching_in_vain(client: Client, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watch has a timeout too, and may be left at any time; the end is told all the same."""
+    monkeypatch.setattr("agentos.client.POLL_S", 1000.0)  # it is not to be found by polling
     task = client.submit(one("gate"))
     with pytest.raises(ResultTimeout):
         list(task.watch(0.2))
@@ -283,3 +284,16 @@ def test_watching_in_vain(client: Client, gate: Gate) -> None:
         break
     gate.opened.set()
     assert task.result(20) == "let: x"
+
+
+def test_an_end_that_was_looked_for_is_known(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever missed the end, and found it by looking, need not look again."""
+    monkeypatch.setattr("agentos.client.POLL_S", 0.05)
+    monkeypatch.setattr("agentos.client.AsyncClient._take", lambda *_: None)  # nothing is heard
+    task = client.submit(DIAMOND)
+    assert task.result(20) == RESULT
+    monkeypatch.setattr("agentos.client.POLL_S", 1000.0)
+    assert task.result(2) == RESULT
+    assert task.wait(2).state == "succeeded"

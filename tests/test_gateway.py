@@ -137,6 +137,16 @@ def test_clients_watch_for_themselves_only() -> None:
         assert changes(machine, m.Envelope(ME, "client/d", message), 0.0) == (False, [])
 
 
+def test_who_has_heard_enough_is_sent_nothing_more() -> None:
+    """Whoever sends the events is told, which is the task's owner: by way of the regions."""
+    machine = gateway(R0)
+    for progress in (False, True):
+        tell(machine, CLIENT, m.Watch(task_id=1, client=CLIENT, progress=progress), "w")
+        enough = m.Unwatch(task_id=1, client=CLIENT)
+        assert tell(machine, CLIENT, enough) == ([m.Send(R0, enough)] if progress else [])
+        assert tell(machine, CLIENT, enough) == []
+
+
 def test_who_waits_for_the_end_as_well_goes_on_hearing_of_progress() -> None:
     """One client's handle watches, another only waits: the first is not forgotten for the second."""
     machine = gateway(R0)

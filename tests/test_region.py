@@ -91,6 +91,13 @@ def test_whoever_watches_hears_from_every_owner() -> None:
     sends = tell(machine, "store", claimed(claim.message))
     assert [type(send.message) for send in sends] == [m.Event, m.Watch]
     assert sends[0].to == "client/c"
+    another = sends[1].to
+    enough = m.Unwatch(task_id=1, client="client/c")
+    assert tell(machine, "client/c", enough) == []
+    assert tell(machine, "gateway/a", enough) == [m.Send(another, enough)]
+    (claim,) = [s for s in tell(machine, another, beat(incarnation="3")) if s.to == m.STORE]
+    sends = tell(machine, "store", claimed(claim.message))
+    assert not [send for send in sends if isinstance(send.message, m.Watch | m.Event)]
 
 
 @fuzzed

@@ -200,9 +200,10 @@ class GatewayMachine:
         return self._look_up(q, e.ref, now)
 
     def _unwatch(self, q: m.Unwatch, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
-        if q.client == e.sender:
-            self._drop_watcher(q.task_id, q.client)
-        return []
+        if q.client != e.sender or not self._drop_watcher(q.task_id, q.client):
+            return []
+        # The one that has the task knows it.
+        return [m.Send(region, q) for region, _ in self._placement.regions.items()]
 
     def _look_up(self, watch: m.Watch, ref: str, now: float) -> list[m.Send]:
         """Registered first, looked up second: an end in between reaches the client either way."""
@@ -303,12 +304,15 @@ class GatewayMachine:
         clients[client] = progress or clients.get(client, False)  # one of its handles may want it
         return True
 
-    def _drop_watcher(self, task_id: int, client: str) -> None:
+    def _drop_watcher(self, task_id: int, client: str) -> bool:
+        """Forget a watcher; returns whether it was to hear of progress."""
         clients = self._watchers.get(task_id, {})
-        if clients.pop(client, None) is not None:
+        progress = clients.pop(client, None)
+        if progress is not None:
             self._watching -= 1
         if not clients:
             self._watchers.pop(task_id, None)
+        return bool(progress)
 
     def _forget_watchers(self, task_id: int) -> list[str]:
         clients = list(self._watchers.pop(task_id, ()))

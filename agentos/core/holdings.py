@@ -74,6 +74,14 @@ class Holding:
         """Have its owner give it back, once what is in flight is saved."""
         return m.Send(self.owner, m.Yield(task_id=task_id, epoch=self.epoch))
 
+    def watch(self, q: m.Watch | m.Unwatch, most: int) -> list[m.Send]:
+        """Note a client who wants to hear of it, of `most`, or no more; its owner is told."""
+        if isinstance(q, m.Unwatch):
+            self.watchers.pop(q.client, None)
+        elif len(self.watchers) < most:
+            self.watchers[q.client] = None
+        return [m.Send(self.owner, q)] if self.owner and not self.claiming else []
+
     def introduce(self, task_id: int) -> list[m.Send]:
         """Tell who watches of the owner, and the owner of who watches."""
         out = []

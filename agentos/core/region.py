@@ -62,6 +62,7 @@ class RegionMachine:
             m.Stop: self._stop,
             m.ProxyBeat: self._beat,
             m.Watch: self._watch,
+            m.Unwatch: self._watch,
             m.Ended: self._ended,
             m.Dropped: self._dropped,
             m.Place: self._place,
@@ -177,14 +178,12 @@ class RegionMachine:
             out.append(m.Send(m.GATEWAY, m.Ended(task_id=q.task_id, epoch=q.epoch, state=q.state)))
         return out
 
-    def _watch(self, q: m.Watch, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
-        """Somebody wants to hear of a task's progress, from each owner that it will have."""
+    def _watch(self, q: m.Watch | m.Unwatch, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
+        """Somebody wants to hear of a task's progress, or no more; from all owners it will have."""
         task = self._tasks.get(q.task_id)
         if task is None or m.role_of(sender) != "gateway":
             return []
-        if len(task.watchers) < self._limits.max_watchers:
-            task.watchers[q.client] = None
-        return [m.Send(task.owner, q)] if task.owner and not task.claiming else []
+        return task.watch(q, self._limits.max_watchers)
 
     def _ended(self, q: m.Ended, sender: str, now: float) -> list[m.Send]:  # noqa: ARG002
         """Its owner has ended it: there is room. The gateway hears of it from the store."""

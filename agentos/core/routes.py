@@ -33,7 +33,7 @@ ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
         (m.Cancel, (CLIENT, ACTOR), (GATEWAY,)),
         (m.Cancelled, (GATEWAY, STORE), (CLIENT, ACTOR, GATEWAY)),
         (m.Watch, (CLIENT, GATEWAY, REGION), (GATEWAY, REGION, PROXY)),
-        (m.Unwatch, (CLIENT, GATEWAY), (GATEWAY, PROXY)),
+        (m.Unwatch, (CLIENT, GATEWAY, REGION), (GATEWAY, REGION, PROXY)),
         (m.Event, (GATEWAY, REGION, PROXY), (CLIENT,)),
         (m.GetCluster, (CLIENT, ACTOR), (GATEWAY,)),
         (m.ClusterInfo, (GATEWAY,), (CLIENT, ACTOR)),

@@ -114,7 +114,7 @@ class Watch(Message, frozen=True, kw_only=True):
 
 
 class Unwatch(Message, frozen=True, kw_only=True):
-    """Stop telling this client about the task."""
+    """Stop telling this client about the task: its progress, and its end."""
 
     task_id: TaskId
     client: Address
