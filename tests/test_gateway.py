@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -227,6 +228,18 @@ def test_a_lost_end_is_found_by_the_sweep() -> None:
     told = tell(machine, "store", info("succeeded"), ask.ref)
     assert kinds(told) == [(CLIENT, m.Ended)]
     assert ticks(machine, 8.0, m.GetTask) == []
+
+
+@pytest.mark.parametrize("code", ["overloaded", "storage", "no_such_actor"])
+def test_a_refusal_that_passes_costs_nobody_the_end(code: str) -> None:
+    """A store that cannot look for the moment has not said that there is no such task."""
+    machine = gateway(R0)
+    submit(machine)
+    tell(machine, CLIENT, m.Watch(task_id=1, client=CLIENT, progress=False))
+    ask = next(s for s in ticks(machine, 6.0) if isinstance(s.message, m.GetTask))
+    tell(machine, "store", m.Refused(code=code, reason="for the moment"), ask.ref)
+    ended = m.Ended(task_id=1, epoch=E10, state="succeeded", owner=f"proxy/{R0[7:]}/1")
+    assert (CLIENT, m.Ended) in kinds(tell(machine, "store", ended))
 
 
 # -- time and bounds -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 
 import msgspec
@@ -111,10 +112,43 @@ def test_an_answer_of_the_proxy_before_counts() -> None:
 
 def test_a_claim_that_is_over_is_not_begun_again() -> None:
     """A `Run` that comes late, after a stop or a refusal, starts nothing."""
-    machine, call = running()
-    run = m.Run(task_id=call.task_id, epoch=call.epoch, task_description=GRAPH, saved=0)
-    tell(machine, REGION, m.Stop(task_id=call.task_id, epoch=call.epoch.next_global()))
-    assert kinds(tell(machine, REGION, run)) == [(REGION, m.Dropped)]
+    for said in ("stop", "stale"):
+        machine, call = running()
+        if said == "stop":
+            tell(machine, REGION, m.Stop(task_id=call.task_id, epoch=call.epoch.next_global()))
+        else:
+            newer = call.epoch.next_regional()
+            stale = m.Recorded(
+                task_id=call.task_id,
+                epoch=call.epoch,
+                outcome="stale",
+                nodes=(),
+                ended=False,
+                current=newer,
+                state="running",
+            )
+            tell(machine, "store", stale)
+        assert kinds(tell(machine, REGION, run(call.task_id, call.epoch))) == [(REGION, m.Dropped)]
+
+
+def test_a_task_that_comes_after_the_drain_is_handed_back() -> None:
+    """A proxy that is stopping begins nothing: what was on its way to it goes to another."""
+    machine = proxy(echo=1)
+    tell(machine, ME, m.Drain())
+    assert kinds(tell(machine, "store", run())) == [(REGION, m.Dropped)]
+
+
+def test_a_slow_store_is_asked_for_pages_less_and_less_often() -> None:
+    """What is late is not asked for every second: a page may be 2 MB of what it is behind with."""
+    machine = proxy(echo=1)
+    asked = [now for now, _ in [(0.0, tell(machine, REGION, run(saved=3)))]]
+    while len(asked) < 6:
+        now = machine.next_deadline()
+        assert now is not None
+        sends = tell(machine, ME, m.Tick(), now=now)
+        asked += [now for send in sends if isinstance(send.message, m.GetProgress)]
+    pauses = [later - before for before, later in itertools.pairwise(asked)]
+    assert pauses == pytest.approx([1.0, 2.0, 4.0, 8.0, 8.0], abs=0.6)
 
 
 def test_an_answer_of_an_older_attempt_does_not_count() -> None:
@@ -140,10 +174,11 @@ def test_only_its_owner_may_send_or_abort_a_call() -> None:
 
 
 def test_clients_watch_for_themselves_only() -> None:
-    """A client cannot have another one sent what it did not ask for."""
+    """A client has itself sent events by way of the gateway, which knows who asks; not here."""
     machine, _ = running()
-    watch = m.Watch(task_id=1, client="client/d")
-    assert changes(machine, m.Envelope(ME, "client/c", watch), 0.0) == (False, [])
+    for client in ("client/c", "client/d"):
+        watch = m.Watch(task_id=1, client=client)
+        assert changes(machine, m.Envelope(ME, "client/c", watch), 0.0) == (False, [])
 
 
 def test_state_of_sees_everything() -> None:

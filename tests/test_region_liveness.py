@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from agentos.core import messages as m
+from agentos.core.epoch import Epoch
 from agentos.core.region import RegionMachine
 from tests.regions import E10, E11, ME, P0, P1, assign, beat, call, claimed, owning, region, tell
 from tests.test_proxy import kinds
@@ -49,6 +54,29 @@ def test_a_region_that_rests_wakes_for_heartbeats_and_sweeps_only() -> None:
                 none = m.TasksFound(region=ME, agents=None, tasks=())
                 machine.handle(m.Envelope(ME, "store", none, send.ref), now)
     assert all({m.RegionBeat, m.FindTasks} & words for words in said[6:])
+
+
+@pytest.mark.parametrize("late_s", [1.9, 2.1, 5.0])
+def test_a_slow_store_is_read_all_the_same(late_s: float) -> None:
+    """A reading that was given up too soon is waited for longer the next time."""
+    machine = region(P0)
+    brief = m.TaskBrief(1, Epoch(1, 0), ME, "", ("echo",), 0, 0)
+    answers: list[tuple[float, str]] = []
+    claimed_at = math.inf
+    for step in range(300):
+        now = step / 10
+        sends = tell(machine, P0, beat(), now) if step % 5 == 0 else []
+        sends += tell(machine, ME, m.Tick(), now)
+        while answers and answers[0][0] <= now:
+            _, ref = answers.pop(0)
+            found = m.TasksFound(region=ME, agents=None, tasks=(brief,))
+            sends += machine.handle(m.Envelope(ME, "store", found, ref), now)
+        for send in sends:
+            if isinstance(send.message, m.FindTasks):
+                answers.append((now + late_s, send.ref))
+            if isinstance(send.message, m.Claim):
+                claimed_at = min(claimed_at, now)
+    assert claimed_at < 20.0
 
 
 def test_one_that_never_heard_of_its_task_is_asked_and_not_suspected() -> None:

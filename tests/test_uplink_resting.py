@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -83,6 +84,35 @@ def test_a_proxy_that_rests_is_not_probing_all_the_time(world: Net) -> None:
 
 
 @pytest.mark.plain
+def test_what_is_said_between_two_looks_is_seen(
+    world: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resting link's thread looks again in a minute and a half; an end must not wait for that."""
+
+    class Wake(threading.Event):
+        """Lets something happen right before it is cleared, which is where the thread may stand."""
+
+        strike: Callable[[], None] = staticmethod(lambda: None)
+
+        def clear(self) -> None:
+            strike, self.strike = self.strike, lambda: None
+            strike()
+            super().clear()
+
+    parent, child = world.switch("parent"), world.switch("child")
+    child.attach("proxy/r0/0", lambda batch: None)
+    uplink = child.connect([parent.listen(TCP)])
+    assert uplink.wait_up(10)
+    monkeypatch.setattr(uplink, "_probe_due", lambda: time.monotonic() + 1000.0)
+    lost = uplink._connection
+    wake, before = Wake(), uplink._wake
+    monkeypatch.setattr(uplink, "_wake", wake)
+    before.set()  # from now on the thread waits for ours
+    wake.strike = uplink.lost
+    wake.set()
+    eventually(lambda: uplink._connection is not lost)
+
+
 def test_a_proxy_that_rests_finds_another_parent(world: Net) -> None:
     """A parent that hangs is given up by who rests too: after some heartbeats, or with work at once."""
     limits = msgspec.structs.replace(FAST, idle_heartbeats=5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket as bsd
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -229,6 +231,26 @@ def test_the_real_address_is_told(transport: ZeroMQTransport, url: str) -> None:
     assert listener.url not in {url, ""}
     transport.connect(listener.url, Recorder()).send([note(1)])
     inbox.wait_for(1)
+
+
+def test_what_nobody_was_there_for_is_not_said_later(transport: ZeroMQTransport) -> None:
+    """A link that was given up does not greet whoever listens there next, beside the new link."""
+    with bsd.create_server(("127.0.0.1", 0)) as free:
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    given_up = transport.connect(url, Recorder())
+    given_up.send([note("early")])
+    eventually(lambda: not given_up._queue)  # type: ignore[attr-defined]
+    given_up.close()
+    inbox = Recorder()
+    transport.listen(url, inbox)
+    link = transport.connect(url, Recorder())
+    until = time.monotonic() + 0.5  # libzmq dials again ten times a second
+    for number in itertools.count(1):
+        link.send([note("late")])
+        inbox.wait_for(number)
+        if time.monotonic() > until:
+            break
+    assert set(inbox.refs()) == {"late"}
 
 
 def test_a_port_taken_by_a_stranger_is_named(transport: ZeroMQTransport) -> None:

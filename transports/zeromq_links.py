@@ -201,6 +201,9 @@ class Uplink(Link):
     def __init__(self, shared: Shared, socket: Socket, url: str, receiver: Receiver) -> None:
         super().__init__(shared, url, receiver)
         self._bundles = True
+        self._heard = False
+        """Whether anything ever came. If not, nobody is to be told what is still to be sent: it would
+        greet in our name whoever comes to listen there next, when we are with another already."""
         self._socket = socket
         self._endpoints = shared.endpoints
         self._monitor = monitor(socket, zmq.EVENT_DISCONNECTED)
@@ -217,7 +220,7 @@ class Uplink(Link):
         self._io.register(self._monitor, self._disconnected)
 
     def dispose(self) -> None:
-        """Close the socket; libzmq goes on sending what it has for a moment."""
+        """Close the socket; libzmq goes on sending what it has for a moment, to one that is there."""
         if self._socket.closed:
             return
         self._endpoints.discard(self)
@@ -225,7 +228,7 @@ class Uplink(Link):
         self._io.unregister(self._monitor)
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
-        self._socket.close(linger=LINGER_MS)
+        self._socket.close(linger=LINGER_MS if self._heard else 0)
 
     def _ready(self, events: int) -> None:
         if events & zmq.POLLOUT:
@@ -241,6 +244,7 @@ class Uplink(Link):
             came = receive(self._socket)
             if came is None:
                 break
+            self._heard = True
             envelopes += self.decode(came[0])
         if envelopes:
             self.deliver(envelopes)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
+from agentos.core import errors
 from agentos.core import messages as m
 from agentos.core.balancing import Balancer, LeastLoaded
-from agentos.core.errors import AgentNotOffered, AgentOSError, GraphError, Overloaded
+from agentos.core.errors import AgentOSError, Overloaded, TaskNotFound
 from agentos.core.limits import Limits
 from agentos.core.placement import Placement
 from agentos.core.prepared import PreparedGraphs
@@ -123,7 +124,7 @@ class GatewayMachine:
             if q.require_agents:
                 self._require(graph.agents)
             self._admit()
-        except (GraphError, AgentNotOffered, Overloaded) as error:
+        except (errors.GraphError, errors.AgentNotOffered, Overloaded) as error:
             return self._refuse(e.sender, e.ref, error)
         region, owner = self._placement.choose(graph.agents)
         create = m.CreateTask(
@@ -142,7 +143,7 @@ class GatewayMachine:
     def _require(self, agents: tuple[str, ...]) -> None:
         if not self._placement.capable(agents, full=True):
             why = self._placement.why_waiting(agents)
-            raise AgentNotOffered(f"{why}; submit without require_agents to wait for one")
+            raise errors.AgentNotOffered(f"{why}; submit without require_agents to wait for one")
 
     def _drain(self) -> list[m.Send]:
         """Accept nothing more; what waits for its commit is still answered."""
@@ -233,7 +234,8 @@ class GatewayMachine:
         if waiting is None:
             return []
         if waiting.watch is not None and not waiting.client:
-            self._forget_watchers(waiting.watch.task_id)
+            if q.code == TaskNotFound.code:  # anything else passes, and the next recheck tells
+                self._forget_watchers(waiting.watch.task_id)
             return []
         self.counters[f"refused.{q.code}"] += 1
         if waiting.watch is not None:

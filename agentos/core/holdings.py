@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable
 from agentos.core import messages as m
 from agentos.core.epoch import Epoch
 from agentos.core.floors import Floors
+from agentos.core.timers import patience
+
+Claims = frozenset[tuple[int, Epoch]]
+"""Tasks, with the epochs under which they are held."""
 
 REMEMBERED = 8_192
 """Stops and early ends that are remembered, so that what was on its way meets them."""
@@ -99,40 +103,37 @@ class Sweep:
     does not. Only what is neither listed twice is given up: an end may be on its way here.
     """
 
-    def __init__(
-        self,
-        ref: str = "",
-        count: int = 0,
-        begun: float = 0.0,
-        heard: float = 0.0,
-        done: bool = True,
-        listed: set[int] | None = None,
-        suspects: set[tuple[int, Epoch]] | None = None,
-        unlisted: set[tuple[int, Epoch]] | None = None,
-    ) -> None:
+    def __init__(self, ref: str = "", begun: float = 0.0, suspects: Claims = frozenset()) -> None:
         self.ref = ref
-        self.count = count
         self.begun = begun
-        self.heard = heard
-        self.done = done
-        self.listed: set[int] = set() if listed is None else listed
-        self.suspects: set[tuple[int, Epoch]] = set() if suspects is None else suspects
-        self.unlisted: set[tuple[int, Epoch]] = set() if unlisted is None else unlisted
+        self.heard = begun
+        self.done = not ref
+        self.listed: set[int] = set()
+        self._suspects = suspects
+        self._unlisted: Claims = frozenset()
+        self._count = 0
+        self._given_up = 0
+        """How many readings in a row were given up before this one."""
 
     def next(self, incarnation: str, now: float) -> Sweep:
         """The reading after this one."""
-        count = self.count + 1
-        ref = f"{incarnation}.{count}"
-        return Sweep(ref, count, begun=now, heard=now, done=False, suspects=self.unlisted)
+        following = Sweep(f"{incarnation}.{self._count + 1}", now, self._unlisted)
+        following._count = self._count + 1
+        following._given_up = 0 if self.done else self._given_up + 1
+        return following
 
-    def under_way(self, now: float, patience_s: float) -> bool:
-        """Whether pages still come; one that is lost is not waited for."""
-        return not self.done and now - self.heard <= patience_s
+    def under_way(self, now: float, resend_s: float) -> bool:
+        """Whether pages still come: one that is lost is not waited for.
+
+        One that is late is, and longer each time: the next reading takes nothing of what this one
+        asked for, so that of a slow store nothing would ever be read.
+        """
+        return not self.done and now - self.heard <= patience(resend_s, self._given_up)
 
     def judge(self, held: Iterable[tuple[int, Epoch]]) -> list[tuple[int, Epoch]]:
         """At the end of the reading: those of the claims held that neither reading has listed."""
-        self.unlisted = {(task_id, epoch) for task_id, epoch in held if task_id not in self.listed}
-        return sorted(self.unlisted & self.suspects)
+        self._unlisted = frozenset(claim for claim in held if claim[0] not in self.listed)
+        return sorted(self._unlisted & self._suspects)
 
 
 class Holdings:

@@ -12,15 +12,15 @@ class Loading:
     """A task whose saved rows are being read, page by page, before its walk begins.
 
     `doubtful`: the proxy stood still meanwhile, and must check the claim before it starts anything.
+    `repeats`: how often the next page was asked for in vain.
     """
 
-    def __init__(
-        self, run: m.Run, rows: list[m.SavedRow], watchers: dict[str, bool], doubtful: bool = False
-    ) -> None:
+    def __init__(self, run: m.Run, watchers: dict[str, bool]) -> None:
         self.run = run
-        self.rows = rows
         self.watchers = watchers
-        self.doubtful = doubtful
+        self.rows: list[m.SavedRow] = []
+        self.doubtful = False
+        self.repeats = 0
 
     @property
     def epoch(self) -> Epoch:

@@ -19,7 +19,7 @@ from agentos.core.loading import Loading, fail_poisonous, fail_unrun
 from agentos.core.prepared import PreparedGraphs
 from agentos.core.routes import may_command
 from agentos.core.taskrun import TaskRun
-from agentos.core.timers import Timers
+from agentos.core.timers import Timers, patience
 
 BEAT: TimerKey = (0, "beat")
 LOAD = "load"
@@ -148,13 +148,14 @@ class ProxyMachine:
             return [*out, self._dropped(run.task_id, run.epoch, "no room")]
         if run.attempts >= self._limits.max_attempts:
             return [*out, fail_poisonous(run)]
-        self._loading[run.task_id] = Loading(run, [], watchers)
+        self._loading[run.task_id] = Loading(run, watchers)
         return out + (self._load(run.task_id, now) if run.saved else self._begin(run.task_id, now))
 
     def _load(self, task_id: int, now: float) -> list[m.Send]:
         loading = self._loading[task_id]
         after = loading.rows[-1].node_id if loading.rows else ""
-        self._timers.set((task_id, LOAD), now + self._limits.resend_s)
+        wait_s = patience(self._limits.resend_s, loading.repeats)
+        self._timers.set((task_id, LOAD), now + wait_s)
         return [m.Send(m.STORE, m.GetProgress(task_id=task_id, after=after), loading.ref)]
 
     def _progress(self, page: m.Progress, e: m.Envelope, now: float) -> list[m.Send]:
@@ -163,6 +164,7 @@ class ProxyMachine:
             return []  # what an earlier claim asked for may lack what was saved since
         last = loading.rows[-1].node_id if loading.rows else ""
         loading.rows += [row for row in page.rows if row.node_id > last]
+        loading.repeats = 0
         return self._load(page.task_id, now) if page.more else self._begin(page.task_id, now)
 
     def _refused(self, q: m.Refused, e: m.Envelope, now: float) -> list[m.Send]:  # noqa: ARG002
@@ -362,6 +364,7 @@ class ProxyMachine:
             elif key == BEAT:
                 out.append(self._beat(now))
             elif what == LOAD and task_id in self._loading:
+                self._loading[task_id].repeats += 1
                 out += self._load(task_id, now)
             elif task_id in self._runs:
                 out += self._runs[task_id].due(what, now)

@@ -7,7 +7,7 @@ process, before anything decodes its body (`RemoteProtocolError`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from agentos.core import messages as m
@@ -16,73 +16,95 @@ LINK, CLIENT, GATEWAY, STORE, REGION, PROXY, AGENTS, ACTOR = (
     "link", "client", "gateway", "store", "region", "proxy", "agents", "actor",
 )  # fmt: skip
 
-_ANYBODY = (CLIENT, GATEWAY, STORE, REGION, PROXY, ACTOR)
+Roles = tuple[str, ...]
+
+_ANYBODY: Roles = (CLIENT, GATEWAY, STORE, REGION, PROXY, ACTOR)
+
+_TABLE: Sequence[tuple[type[m.Message], Roles, Roles]] = (
+    # between the switches of one connection
+    (m.Hello, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
+    (m.Welcome, (LINK,), (LINK,)),
+    (m.Bye, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
+    (m.Ping, (*_ANYBODY, LINK), (LINK,)),
+    (m.Pong, (LINK,), (LINK,)),
+    # a client and the gateway
+    (m.Submit, (CLIENT, ACTOR), (GATEWAY,)),
+    (m.Submitted, (GATEWAY,), (CLIENT, ACTOR)),
+    (m.Cancel, (CLIENT, ACTOR), (GATEWAY,)),
+    (m.Cancelled, (GATEWAY,), (CLIENT, ACTOR)),
+    (m.Cancelled, (STORE,), (GATEWAY,)),
+    (m.Watch, (CLIENT,), (GATEWAY,)),
+    (m.Watch, (GATEWAY,), (REGION,)),
+    (m.Watch, (REGION,), (PROXY,)),
+    (m.Unwatch, (CLIENT,), (GATEWAY,)),
+    (m.Unwatch, (GATEWAY,), (REGION,)),
+    (m.Unwatch, (REGION,), (PROXY,)),
+    (m.Event, (GATEWAY, REGION, PROXY), (CLIENT,)),
+    (m.GetCluster, (CLIENT, ACTOR), (GATEWAY,)),
+    (m.ClusterInfo, (GATEWAY,), (CLIENT, ACTOR)),
+    (m.Refused, (*_ANYBODY, LINK), (*_ANYBODY, LINK)),
+    # reads
+    (m.GetTask, (CLIENT, ACTOR, GATEWAY), (STORE,)),
+    (m.TaskInfo, (STORE,), (CLIENT, ACTOR, GATEWAY)),
+    (m.GetProgress, (CLIENT, ACTOR, PROXY), (STORE,)),
+    (m.Progress, (STORE,), (CLIENT, ACTOR, PROXY)),
+    (m.ListTasks, (CLIENT, ACTOR), (STORE,)),
+    (m.TaskList, (STORE,), (CLIENT, ACTOR)),
+    # writes
+    (m.CreateTask, (GATEWAY,), (STORE,)),
+    (m.TaskCreated, (STORE,), (GATEWAY,)),
+    (m.Claim, (GATEWAY, REGION), (STORE,)),
+    (m.Claimed, (STORE,), (GATEWAY, REGION)),
+    (m.Run, (STORE,), (PROXY,)),
+    (m.Record, (PROXY,), (STORE,)),
+    (m.Recorded, (STORE,), (PROXY,)),
+    (m.CancelTask, (GATEWAY,), (STORE,)),
+    (m.FindTasks, (GATEWAY, REGION), (STORE,)),
+    (m.TasksFound, (STORE,), (GATEWAY, REGION)),
+    (m.CountTasks, (GATEWAY,), (STORE,)),
+    (m.TaskCounts, (STORE,), (GATEWAY,)),
+    # gateway and region
+    (m.Assign, (GATEWAY,), (REGION,)),
+    (m.Declined, (REGION,), (GATEWAY,)),
+    (m.RegionBeat, (REGION,), (GATEWAY,)),
+    (m.Heard, (GATEWAY,), (STORE,)),
+    (m.Heard, (STORE,), (GATEWAY,)),
+    # region and proxy
+    (m.Ended, (PROXY,), (REGION,)),
+    (m.Ended, (REGION, STORE), (GATEWAY,)),
+    (m.Ended, (GATEWAY,), (CLIENT, ACTOR)),
+    (m.Dropped, (PROXY,), (REGION,)),
+    (m.Stop, (GATEWAY,), (REGION,)),
+    (m.Stop, (REGION,), (PROXY,)),
+    (m.Yield, (REGION,), (PROXY,)),
+    (m.ProxyBeat, (PROXY,), (REGION,)),
+    (m.Rouse, (REGION, LINK), (PROXY,)),
+    (m.PeerDown, (REGION,), (PROXY,)),
+    # calls
+    (m.Place, (PROXY,), (REGION,)),
+    (m.Call, (PROXY, REGION), (PROXY,)),
+    (m.Placed, (REGION,), (PROXY,)),
+    (m.CallRefused, (REGION, PROXY), (PROXY,)),
+    (m.CallResult, (PROXY, AGENTS), (PROXY,)),
+    (m.AbortCalls, (PROXY,), (PROXY,)),
+    # actors of the user's own
+    (m.Say, _ANYBODY, (CLIENT, ACTOR)),
+)
+"""Each of these roles may send this kind of message to each of those; some kinds have several rows."""
+
+
+def _pairs(kind: type[m.Message]) -> frozenset[tuple[str, str]]:
+    """Every pair of roles between which messages of a kind may travel."""
+    rows = [(senders, targets) for one, senders, targets in _TABLE if one is kind]
+    return frozenset(
+        (sender, to) for senders, targets in rows for sender in senders for to in targets
+    )
+
 
 ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
-    kind: frozenset((sender, to) for sender in senders for to in targets)
-    for kind, senders, targets in (
-        # between the switches of one connection
-        (m.Hello, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
-        (m.Welcome, (LINK,), (LINK,)),
-        (m.Bye, (CLIENT, GATEWAY, REGION, PROXY, ACTOR), (LINK,)),
-        (m.Ping, (*_ANYBODY, LINK), (LINK,)),
-        (m.Pong, (LINK,), (LINK,)),
-        # a client and the gateway
-        (m.Submit, (CLIENT, ACTOR), (GATEWAY,)),
-        (m.Submitted, (GATEWAY,), (CLIENT, ACTOR)),
-        (m.Cancel, (CLIENT, ACTOR), (GATEWAY,)),
-        (m.Cancelled, (GATEWAY, STORE), (CLIENT, ACTOR, GATEWAY)),
-        (m.Watch, (CLIENT, GATEWAY, REGION), (GATEWAY, REGION, PROXY)),
-        (m.Unwatch, (CLIENT, GATEWAY, REGION), (GATEWAY, REGION, PROXY)),
-        (m.Event, (GATEWAY, REGION, PROXY), (CLIENT,)),
-        (m.GetCluster, (CLIENT, ACTOR), (GATEWAY,)),
-        (m.ClusterInfo, (GATEWAY,), (CLIENT, ACTOR)),
-        (m.Refused, (*_ANYBODY, LINK), (*_ANYBODY, LINK)),
-        # reads
-        (m.GetTask, (CLIENT, ACTOR, GATEWAY), (STORE,)),
-        (m.TaskInfo, (STORE,), (CLIENT, ACTOR, GATEWAY)),
-        (m.GetProgress, (CLIENT, ACTOR, PROXY), (STORE,)),
-        (m.Progress, (STORE,), (CLIENT, ACTOR, PROXY)),
-        (m.ListTasks, (CLIENT, ACTOR), (STORE,)),
-        (m.TaskList, (STORE,), (CLIENT, ACTOR)),
-        # writes
-        (m.CreateTask, (GATEWAY,), (STORE,)),
-        (m.TaskCreated, (STORE,), (GATEWAY,)),
-        (m.Claim, (GATEWAY, REGION), (STORE,)),
-        (m.Claimed, (STORE,), (GATEWAY, REGION)),
-        (m.Run, (STORE,), (PROXY,)),
-        (m.Record, (PROXY,), (STORE,)),
-        (m.Recorded, (STORE,), (PROXY,)),
-        (m.CancelTask, (GATEWAY,), (STORE,)),
-        (m.FindTasks, (GATEWAY, REGION), (STORE,)),
-        (m.TasksFound, (STORE,), (GATEWAY, REGION)),
-        (m.CountTasks, (GATEWAY,), (STORE,)),
-        (m.TaskCounts, (STORE,), (GATEWAY,)),
-        # gateway and region
-        (m.Assign, (GATEWAY,), (REGION,)),
-        (m.Declined, (REGION,), (GATEWAY,)),
-        (m.RegionBeat, (REGION,), (GATEWAY,)),
-        (m.Heard, (GATEWAY, STORE), (STORE, GATEWAY)),
-        # region and proxy
-        (m.Ended, (PROXY, REGION, STORE, GATEWAY), (REGION, GATEWAY, CLIENT, ACTOR)),
-        (m.Dropped, (PROXY,), (REGION,)),
-        (m.Stop, (GATEWAY, REGION), (REGION, PROXY)),
-        (m.Yield, (REGION,), (PROXY,)),
-        (m.ProxyBeat, (PROXY,), (REGION,)),
-        (m.Rouse, (REGION, LINK), (PROXY,)),
-        (m.PeerDown, (REGION,), (PROXY,)),
-        # calls
-        (m.Place, (PROXY,), (REGION,)),
-        (m.Call, (PROXY, REGION), (PROXY,)),
-        (m.Placed, (REGION,), (PROXY,)),
-        (m.CallRefused, (REGION, PROXY), (PROXY,)),
-        (m.CallResult, (PROXY, AGENTS), (PROXY,)),
-        (m.AbortCalls, (PROXY,), (PROXY,)),
-        # actors of the user's own
-        (m.Say, _ANYBODY, (CLIENT, ACTOR)),
-    )
+    kind: _pairs(kind) for kind, _, _ in _TABLE
 }
-
+"""Who may send each kind of message to whom, as pairs of roles."""
 
 REMEMBERED: Final = 8_192
 """Triples of kind, sender and receiver that `Permits` remembers before it begins anew."""
@@ -127,12 +149,10 @@ def may_command(proxy: str, region: str, envelope: m.Envelope) -> bool:
     if sender == region:
         return True
     match m.role_of(sender):
-        case "region":
+        case "region" | "client":
             return False
         case "agents":
             return isinstance(message, m.CallResult) and message.proxy == proxy
-        case "client":
-            return isinstance(message, m.Watch | m.Unwatch) and message.client == sender
         case "proxy" if m.region_of(sender) != region:
             return False
     if isinstance(message, m.CallResult):

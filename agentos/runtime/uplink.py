@@ -230,12 +230,13 @@ class Uplink:
         finally:
             with self._lock:
                 self._up.clear()
-                self._connection = None
                 known = list(self._welcomed)
             if self._closed:  # an orderly stop: whoever comes next need not wait for the names
                 for address in known:
                     self._say(connection, address, m.Bye(address=address))
             connection.close()
+            with self._lock:
+                self._connection = None  # only now: what it still brought was its parent's
         if was_up and not self._closed:
             self._log.warning("uplink_lost", url=url)
         return was_up
@@ -244,10 +245,10 @@ class Uplink:
         """Probe and greet, while the parent is heard; returns whether it welcomed us."""
         self._probed_at = -math.inf
         was_up = False
-        while not self._closed and not self._broken:
+        while True:
             self._wake.clear()  # first: what comes during this turn brings another one
             now = time.monotonic()
-            if now > self._lost_at():
+            if self._closed or self._broken or now > self._lost_at():
                 break
             if now >= self._probe_due():
                 # Whatever else is said: a child that only listens must not seem dead. A hello
