@@ -30,7 +30,7 @@ def answer_all(deliberation: Deliberation, answers: dict[tuple[int, str], Any]) 
             if place in answers:
                 deliberation.answer(*place, answers[place])
             else:
-                deliberation.void(*place)
+                deliberation.answer(*place, None)
     return asked
 
 
@@ -175,7 +175,7 @@ def test_the_order_of_the_answers_does_not_matter(
             deliberation.answer(*place, answers[place])
             deliberation.answer(*place, "a second answer")
         else:
-            deliberation.void(*place)
+            deliberation.answer(*place, None)
         new = deliberation.advance()
         waiting += new
         asked += new

@@ -185,9 +185,26 @@ def test_a_vote_that_cannot_be_had_does_not_count() -> None:
     owner = Owner(nodes, [row("a/1/s0", "x"), row("a/1/s1", "y")])
     owner.answer("a/1/v0", error="no", retryable=False)
     (record,) = owner.records
-    assert [r.node_id for r in record.rows] == ["a"]
+    assert [r.node_id for r in record.rows] == ["a/1/v0", "a"]
     assert record.end is not None
     assert json.loads(record.end.response)["output"] == "x"
+
+
+def test_a_vote_that_was_done_without_stays_so() -> None:
+    """The next owner decides as the one before did, and does not ask the voter again."""
+    nodes = {"a": {"agent": "echo", "prompt": "", "samples": 2, "voters": 2, "rounds": 2}}
+    samples = [row("a/1/s0", "x"), row("a/1/s1", "y")]
+    first = Owner(nodes, samples)
+    first.answer("a/1/v0", error="no", retryable=False)
+    first.answer("a/1/v1", {"choice": 1})
+    saved = [
+        m.SavedRow(r.node_id, first.run.epoch, r.result) for q in first.records for r in q.rows
+    ]
+    first.commit(first.records[0])
+    first.commit(first.records[1])
+    second = Owner(nodes, [*samples, *saved])
+    assert set(second.asked) == set(first.asked) == {"a/2/s0", "a/2/s1"}
+    assert "The best answer so far:\ny" in second.asked["a/2/s0"].prompt
 
 
 def test_costs_survive_a_change_of_owner() -> None:

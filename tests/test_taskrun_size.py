@@ -67,6 +67,24 @@ def test_a_wide_graph_goes_through_in_slices() -> None:
     assert answered == count
 
 
+def test_votes_and_further_rounds_go_through_in_slices_too() -> None:
+    """What follows from answers waits for room as the first questions do."""
+    node = {"agent": "x", "prompt": "1", "samples": 2, "voters": 8, "rounds": 2}
+    limits = Limits(calls_per_task=20)
+    owner = Owner({f"n{i}": node for i in range(100)}, limits=limits)
+    answered = 0
+    while not any(record.end for record in owner.records):
+        assert 0 < len(owner.asked) < 20 + 8
+        # The samples of all nodes first, so that as many votes as can be are wanted at once.
+        name = min(owner.asked, key=lambda row: "/v" in row)
+        owner.answer(name, {"choice": 0} if "/v" in name else "y")
+        answered += 1
+        if len(owner.records) > 10 or len(owner.asked) < 5:
+            for record in [*owner.records]:
+                owner.commit(record)
+    assert answered == 100 * 2 * (2 + 8)
+
+
 @pytest.mark.parametrize("text", ["x" * 900_000, "漢" * 300_000, '"' * 440_000])
 def test_every_record_fits_a_frame(text: str) -> None:
     """However large the answers are, and whatever has to be repeated, what is written can travel."""

@@ -18,13 +18,12 @@ from typing import Any, Final
 
 import msgspec
 
+from agentos.core import messages as m
 from agentos.core.graph import Node
 from agentos.core.jsontext import dump
 
 _OPEN: Final = object()
 """Takes the place of an answer that is not known yet."""
-_VOID: Final = object()
-"""Takes the place of a vote that could not be had."""
 
 
 _Words = tuple[str, dict[str, Any] | None]
@@ -64,13 +63,12 @@ class Deliberation:
         """By round and slot, what was asked (`_OPEN` until it is answered) or was known before."""
 
     def answer(self, round_: int, slot: str, value: Any) -> None:
-        """Note an answer; a second one for the same place changes nothing."""
+        """Note an answer; a second one for the same place changes nothing.
+
+        A vote that could not be had is None: it names no choice, so it does not count.
+        """
         if self._answers.get((round_, slot), _OPEN) is _OPEN:
             self._answers[round_, slot] = value
-
-    def void(self, round_: int, slot: str) -> None:
-        """This vote could not be had; it does not count."""
-        self.answer(round_, slot, _VOID)
 
     def advance(self) -> list[Ask]:
         """What must be asked now and has not been; sets `done` and `value` at the end."""
@@ -155,3 +153,18 @@ def _slots(letter: str, count: int) -> Sequence[str]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else dump(value)
+
+
+class NodeRun:
+    """A node that is under way.
+
+    `held` is what follows from its answers (nothing more, if it is done), kept back while any of
+    its rows is `unsaved`; `None` when there is nothing to let go. `queued`: it waits for room.
+    """
+
+    def __init__(self, deliberation: Deliberation) -> None:
+        self.deliberation = deliberation
+        self.usage = m.Usage()
+        self.unsaved = 0
+        self.held: list[Ask] | None = None
+        self.queued = False

@@ -17,7 +17,7 @@ from agentos.core import jsontext
 from agentos.core import messages as m
 from agentos.core.audience import Audience
 from agentos.core.calls import Calls, Context, Flight
-from agentos.core.deliberation import Ask, Deliberation
+from agentos.core.deliberation import Deliberation, NodeRun
 from agentos.core.errors import GraphError
 from agentos.core.graph import Graph, Walk
 from agentos.core.prompts import PromptError
@@ -38,20 +38,6 @@ from agentos.core.rows import (
     wire_size,
 )
 from agentos.core.timers import patience
-
-
-class NodeRun:
-    """A node that is under way.
-
-    `held` is what follows from its answers (nothing more, if it is done), kept back while any of
-    its rows is `unsaved`; `None` when there is nothing to let go.
-    """
-
-    def __init__(self, deliberation: Deliberation) -> None:
-        self.deliberation = deliberation
-        self.usage = m.Usage()
-        self.unsaved = 0
-        self.held: list[Ask] | None = None
 
 
 class TaskRun:
@@ -99,6 +85,7 @@ class TaskRun:
             self._saved.pop(name, None)
         self._walk = Walk(graph, done)
         self._ready: deque[str] = deque()
+        self._queued: deque[NodeRun] = deque()
         self._open = len(graph.nodes) - len(done)
 
     @property
@@ -120,7 +107,7 @@ class TaskRun:
         """A call came back, with a value or an error; there is room for another."""
         flight = self.calls.answered(result)
         out = [] if flight is None else self._answered(flight, result, now)
-        return out + self._start_ready(now) if self._ready else out
+        return out + self._start_ready(now) if self._ready or self._queued else out
 
     def _answered(self, flight: Flight, result: m.CallResult, now: float) -> list[m.Send]:
         out = self.calls.elsewhere(flight, result.proxy)
@@ -236,11 +223,20 @@ class TaskRun:
         ]
 
     def _start_ready(self, now: float) -> list[m.Send]:
-        """Start nodes while there is room for their calls: a wide graph goes through in slices."""
+        """Ask and start while there is room for more calls: a wide graph goes through in slices."""
         out: list[m.Send] = []
-        while self._ready and self._may_start and len(self.calls) < self._ctx.limits.calls_per_task:
-            out += self._start(self._ready.popleft(), now)
+        while (self._queued or self._ready) and self._may_start and self._has_room:
+            if self._queued:  # first what is under way
+                node = self._queued.popleft()
+                node.queued = False
+                out += self._release(node, now)
+            else:
+                out += self._start(self._ready.popleft(), now)
         return out
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self.calls) < self._ctx.limits.calls_per_task
 
     @property
     def _may_start(self) -> bool:
@@ -294,6 +290,11 @@ class TaskRun:
             del self._nodes[name]
             self._ready.extend(self._walk.finish(name))
             return self._finished([name])
+        if not self._has_room:
+            if not node.queued:
+                node.queued = True
+                self._queued.append(node)
+            return []
         node.held = None
         if fault := too_large(asks[0], self._ctx.limits.max_prompt_bytes):  # one round's are alike
             return self._fail(name, fault, now)
@@ -311,11 +312,15 @@ class TaskRun:
             )
         self.calls.done(result.row)
         if ask.slot.startswith("v"):
-            self._nodes[flight.node].deliberation.void(ask.round, ask.slot)
+            run = self._nodes[flight.node]
+            run.deliberation.answer(ask.round, ask.slot, None)
             out = self._audience.event(
                 "void", flight.node, ask.round, ask.slot, result.proxy, result.error
             )
-            return out + self._advance(self._nodes[flight.node], [], now)
+            # Saved as well: the next owner must not decide by a vote that this one did without.
+            void = msgspec.structs.replace(result, value="null")
+            row = m.Row(result.row, answer_text(void, usage_of(result)))
+            return out + self._advance(run, [row], now)
         tries = f"after {attempt + 1} attempts" if attempt else "at the first attempt"
         return self._fail(
             flight.node,
