@@ -1,6 +1,7 @@
 """An agent's places: how many calls run, whose turn it is, and that a revoked call gives its back."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -193,6 +194,26 @@ def test_revoke_and_invoke_again(room: MakeRoom) -> None:
     assert [result.value for result in made.results(1)] == ['"second"']
     made.runner.close()
     assert len(made.envelopes) == 1
+
+
+def test_an_agent_that_does_not_let_go(room: MakeRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its call is answered for when its time is over; its place is taken until it is at its end."""
+    monkeypatch.setattr("agentos.runtime.agents.CANCEL_S", 0.1)
+    release = threading.Event()
+
+    async def answer(request: AgentRequest) -> AgentAnswer:
+        while request.prompt == "stubborn" and not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+        return AgentAnswer(value="done")
+
+    made = room(Made(answer, max_concurrency=1))
+    made.invoke(call(prompt="stubborn", timeout_s=0.05), call(task_id=2))
+    (late,) = made.results(1)
+    assert late.error == "agent 'made' did not answer within 0.05 s"
+    assert late.retryable
+    release.set()
+    assert [(r.task_id, r.value) for r in made.results(2)] == [(1, None), (2, '"done"')]
 
 
 def test_revoke_aborts_the_http_request(room: MakeRoom) -> None:

@@ -133,6 +133,30 @@ def test_open_questions_are_bounded(world: Net) -> None:
     assert len(switch.ref("silent")._asker._open) == 3
 
 
+def test_what_waits_for_an_actor_is_bounded(world: Net) -> None:
+    """Whoever floods an actor of the user's own is refused, and the memory is not filled."""
+    switch = world.switch(limits=msgspec.structs.replace(FAST, mailbox=10))
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Slow(pykka.ThreadingActor):
+        def on_receive(self, message: object) -> object:
+            busy.set()
+            go_on.wait(20)
+            return message
+
+    switch.attach_actor("slow", Slow.start())
+    slow = switch.ref("slow")
+    first = slow.ask(0, block=False)
+    assert busy.wait(10)
+    for i in range(1, 200):
+        slow.tell(i)
+    with pytest.raises(Overloaded, match="10 messages wait for 'slow'"):
+        slow.ask("one more", timeout=10)
+    assert switch.counters["undelivered.overloaded"] == 190
+    go_on.set()
+    assert first.get(timeout=10) == 0
+
+
 def test_late_and_unasked_messages(world: Net) -> None:
     """What answers no open question is dropped, and harms nothing."""
     switch = world.switch()

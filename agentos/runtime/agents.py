@@ -65,12 +65,6 @@ class _Run:
         self.over = False
         """Whether its agent has let go of it."""
 
-    def expire(self) -> None:
-        """Its time is over: cancel it, as `asyncio.timeout` does at three times the cost."""
-        self.expired = True
-        if self.task is not None:
-            self.task.cancel()
-
     def end(self) -> None:
         """Its agent has let go of it."""
         self.over = True
@@ -223,7 +217,25 @@ class AgentRunner:
         begun, self._begun = self._begun, []
         for run in begun:
             if not run.over:
-                run.timer = self._loop.call_later(run.call.timeout_s, run.expire)
+                run.timer = self._loop.call_later(run.call.timeout_s, self._expire, run)
+
+    def _expire(self, run: _Run) -> None:
+        """Its time is over: cancel it, as `asyncio.timeout` does at three times the cost."""
+        assert run.task is not None, "it has begun"
+        run.expired = True
+        run.task.cancel()
+        run.timer = self._loop.call_later(CANCEL_S, self._abandon, run)
+
+    def _abandon(self, run: _Run) -> None:
+        """Its agent does not let go: it keeps its place, but nobody waits for it any longer."""
+        if self._is_revoked(run):
+            return
+        task_id, row = run.call.task_id, run.call.row
+        log.warning("agent_does_not_let_go", agent=run.call.agent, task_id=task_id, row=row)
+        seconds = time.monotonic() - run.begun
+        late = results.result(run.invoke, run.call, _late(run), m.Usage(calls=1), seconds)
+        self._answer(run.invoke, late)
+        self._revoke(run.key)
 
     def _free(self, desk: _Desk) -> None:
         """A place has become free: who has waited longest gets it."""

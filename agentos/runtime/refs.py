@@ -207,10 +207,14 @@ def attach_actor(switch: Switch, address: str, actor: pykka.ActorRef[Any]) -> No
     """Put a Pykka actor of your own on a switch.
 
     It receives the values that others `tell` and `ask`, in `on_receive`; what it returns is the
-    answer. Raises what `Switch.attach` raises.
+    answer. While `limits.mailbox` messages wait for it, more are refused as `Overloaded`. Raises
+    what `Switch.attach` raises.
     """
+    inbox: Any = actor.actor_inbox  # a `queue.Queue`, which Pykka's protocol does not say
 
     def deliver(batch: list[m.Envelope]) -> None:
+        if inbox.qsize() + len(batch) > switch.limits.mailbox:
+            raise Overloaded(f"{inbox.qsize()} messages wait for {address!r}")
         for envelope in batch:
             said = envelope.message
             if isinstance(said, m.Refused):
@@ -219,7 +223,7 @@ def attach_actor(switch: Switch, address: str, actor: pykka.ActorRef[Any]) -> No
             value = said.value if isinstance(said, m.Say) else said
             reply = _Reply(switch, envelope) if envelope.ref else None
             if actor.is_alive():
-                actor.actor_inbox.put(PykkaEnvelope(value, reply))
+                inbox.put(PykkaEnvelope(value, reply))
             elif reply is not None:
                 error = pykka.ActorDeadError(f"{address!r} has stopped")
                 reply.set_exception((pykka.ActorDeadError, error, None))
