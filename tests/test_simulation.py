@@ -21,6 +21,7 @@ from agentos.core.liveness import Liveness
 from agentos.core.placement import Placement
 from agentos.core.ports import SaveOutcome
 from agentos.core.proxy import ProxyMachine
+from agentos.core.routes import ROUTES
 from agentos.core.taskrun import TaskRun
 from agentos.simulation import (
     Faults,
@@ -34,7 +35,7 @@ from agentos.simulation import (
     shrink,
     simulate,
 )
-from agentos.simulation.faults import Armed, plan
+from agentos.simulation.faults import HEARD, KIND_OF, SAID, Armed, plan
 from agentos.simulation.network import NO_SUCH_ACTOR
 from agentos.storage.memory import MemoryDatabase
 
@@ -295,6 +296,15 @@ def test_a_message_that_is_late_is_trouble_until_it_arrives() -> None:
     assert sim.troubled_at == sim.now + 5.0
     sim.trouble()
     assert sim.troubled_at == sim.now + 5.0
+
+
+def test_faults_are_aimed_at_what_is_said_and_heard() -> None:
+    """A fault that waits for a message that nobody sends never happens."""
+    for table, end in ((SAID, 0), (HEARD, 1)):
+        for role, kinds in table.items():
+            for name in kinds:
+                ways = ROUTES.get(KIND_OF[name], {(role, role)})  # a tick is on no route
+                assert role in {way[end] for way in ways}, f"{role}: {name}"
 
 
 def test_a_plan_is_drawn_from_the_rates() -> None:

@@ -152,7 +152,7 @@ class Armed:
         self, kind: str, what: str, for_s: float, pattern: Sequence[bool], share: float = 0.0
     ) -> None:
         self.kind = kind
-        self.what = KIND_OF.get(what)
+        self.what = KIND_OF[what] if what else None
         self.for_s = for_s
         self.pattern = list(reversed(pattern))
         self.share = share
@@ -190,7 +190,7 @@ ON_A_LINK: Final = frozenset({"drop", "delay", "duplicate", "reorder", "flap", "
 HEARD: Final[Mapping[str, tuple[str, ...]]] = {
     "store": ("create_task", "claim", "record"),
     "gateway": ("submit", "task_created", "claimed", "ended", "declined", "tasks_found"),
-    "region": ("assign", "claimed", "started", "ended", "place", "tasks_found", "tick"),
+    "region": ("assign", "claimed", "dropped", "ended", "place", "tasks_found", "tick"),
     "proxy": ("run", "recorded", "call", "placed", "call_result", "progress", "stop"),
     "client": ("submitted", "ended"),
 }
@@ -273,7 +273,7 @@ def _draw(random: Random, kind: str, at: float, target: str) -> Fault:
     match kind:
         case "drop" | "duplicate" | "delay" | "reorder":
             if random.random() < 0.5:
-                what = random.choice(_SAID.get(role, ()) if up else HEARD[role])
+                what = random.choice(SAID.get(role, ()) if up else HEARD[role])
             for_s = random.uniform(0.02, 2.5)
         case "flap":
             up = True
@@ -300,9 +300,10 @@ def _draw(random: Random, kind: str, at: float, target: str) -> Fault:
     return Fault(0, at, kind, target, up, for_s, what, pattern, share)
 
 
-_SAID: Final[Mapping[str, tuple[str, ...]]] = {
+SAID: Final[Mapping[str, tuple[str, ...]]] = {
     "gateway": ("create_task", "claim", "assign", "find_tasks"),
-    "region": ("claim", "run", "started", "ended", "declined", "find_tasks"),
-    "proxy": ("started", "record", "place", "ended", "call_result", "dropped", "get_progress"),
+    "region": ("claim", "call", "placed", "ended", "declined", "find_tasks"),
+    "proxy": ("record", "place", "ended", "call_result", "dropped", "get_progress"),
     "client": ("submit", "cancel", "watch"),
 }
+"""What one of each role sends up."""
