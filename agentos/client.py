@@ -29,6 +29,7 @@ from agentos.reach import CONNECT_S, unreachable, urls_of
 from agentos.registry import Transports
 from agentos.runtime.asking import AsyncAsker, Waiter
 from agentos.runtime.switch import Switch
+from agentos.runtime.uplink import Uplink
 from agentos.runtime.wire import JsonCodec
 
 POLL_S = 2.0
@@ -75,6 +76,7 @@ class AsyncClient:
         self._transports: Transports | None = None
         self._switch: Switch | None = None
         self._asker: AsyncAsker | None = None
+        self._uplink: Uplink | None = None
         # Repeating a request whose answer was lost must not make a second task.
         self._own_keys = map(f"auto-{secrets.token_hex(12)}-{{}}".format, itertools.count(1))
         self._ends: OrderedDict[int, m.Ended] = OrderedDict()
@@ -88,7 +90,8 @@ class AsyncClient:
         """Find a gateway.
 
         Raises:
-            ClusterUnreachable: none answered within the timeout.
+            ClusterUnreachable: none answered within the timeout, of which this takes 5 s at most.
+            LocalProtocolError: a URL cannot be used.
         """
         if self._switch is not None:
             return self
@@ -96,7 +99,7 @@ class AsyncClient:
         self._switch = Switch(self._transports, self._limits, "client")
         self._asker = AsyncAsker(self._switch, self._take)
         try:
-            uplink = self._switch.connect(self.urls)
+            self._uplink = uplink = self._switch.connect(self.urls)
             wait_s = min(self._timeout_s, CONNECT_S)
             found = uplink.up or await asyncio.to_thread(uplink.wait_up, wait_s)
         except BaseException:
@@ -157,7 +160,10 @@ class AsyncClient:
             KeyConflict: the key was used for another description.
             AgentNotOffered: with `require_agents`, nobody offers an agent that it needs.
             Overloaded: the cluster is full, and was still full when the timeout was over.
-            ClusterUnreachable: no gateway answered.
+            StorageError: the database failed; nothing was accepted.
+            ClusterUnreachable: no answer came in time. Whether the task was accepted is not known:
+                the message has the key under which it can be submitted again.
+            LocalProtocolError: an argument cannot be sent.
         """
         text = task_description if isinstance(task_description, str) else text_of(task_description)
         submit = self._message(
@@ -169,7 +175,11 @@ class AsyncClient:
             require_agents=require_agents,
             notify=True,
         )
-        answer = await self._request(m.GATEWAY, submit, m.Submitted)
+        try:
+            answer = await self._request(m.GATEWAY, submit, m.Submitted)
+        except errors.ClusterUnreachable as error:
+            again = f"it may have been accepted: submit it again with the key {submit.key!r}"
+            raise errors.ClusterUnreachable(f"{error}; {again} to make sure") from error
         if answer.task_id not in self._ends:  # which may have overtaken the answer
             self._told.add(answer.task_id)
         return AsyncTask(self, answer.task_id)
@@ -216,12 +226,12 @@ class AsyncClient:
     async def _answer(
         self, to: str, question: m.Message, kind: type[AnswerT], deadline: float
     ) -> AnswerT:
-        longest_s = ATTEMPT_S
+        longest_s, ref = ATTEMPT_S, self._connected().number()
         while True:
             left = deadline - time.monotonic()
             try:
                 answer = await self._connected().ask(
-                    to, question, min(longest_s, max(RETRY_S, left))
+                    to, question, min(longest_s, max(RETRY_S, left)), ref
                 )
             except errors.Overloaded as error:
                 wait_s = error.retry_after_s * (1 + random.random() / 2)  # noqa: S311 - jitter
@@ -230,7 +240,7 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             except (TimeoutError, pykka.ActorDeadError) as error:
                 if time.monotonic() + RETRY_S >= deadline:
-                    raise unreachable(self.urls, self._timeout_s) from error
+                    raise self._unanswered() from error
                 if isinstance(error, TimeoutError):
                     longest_s *= 2  # it may be behind: asking as often would keep it there
                 await asyncio.sleep(RETRY_S)
@@ -238,6 +248,15 @@ class AsyncClient:
                 if not isinstance(answer, kind):
                     raise errors.RemoteProtocolError(f"unexpected {type(answer).__name__}")
                 return answer
+
+    def _unanswered(self) -> errors.ClusterUnreachable:
+        """What became of a question to which no answer came: somebody is there, or nobody is."""
+        if self._uplink is None or not self._uplink.up:
+            return unreachable(self.urls, self._timeout_s)
+        return errors.ClusterUnreachable(
+            f"the gateway is there ({', '.join(self.urls)}), but had no answer within "
+            f"{self._timeout_s:g} s: its store is down, or behind"
+        )
 
     def _connected(self) -> AsyncAsker:
         if self._asker is None or self._switch is None:
@@ -355,7 +374,7 @@ class AsyncClient:
             break
         if give_up >= deadline:
             raise errors.ResultTimeout(f"task {task_id} did not end in time; it goes on")
-        raise unreachable(self.urls, self._timeout_s)
+        raise self._unanswered()
 
     async def _completed(self, ended: m.Ended) -> m.Ended:
         """The end with its response: whoever learned of it from the store does not send that."""

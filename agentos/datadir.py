@@ -24,8 +24,8 @@ from agentos.core.fields import hint
 
 END_S = 5.0
 LOOK_S = 0.05
-START_TOLERANCE_S = 1.5
-"""Start times are derived from the wall clock at boot, which may be set in between."""
+START_TOLERANCE_S = 0.5
+"""A pid is not used again so soon; and the kernel says when it booted to the second."""
 
 
 class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +34,8 @@ class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         name: the role's address, or `up` for the supervisor.
         pid: its process id.
-        started: when it started, in Unix seconds as the kernel counts them.
+        started: when it started, in seconds after the boot, which no setting of the clock changes.
+        boot: the kernel's own name of that boot, "" where it has none.
         command: its command line.
         address: where it listens; "" if it does not.
     """
@@ -44,6 +45,7 @@ class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
     started: float
     command: tuple[str, ...]
     address: str = ""
+    boot: str = ""
 
     @classmethod
     def of(cls, name: str, pid: int, address: str = "") -> RoleProcess | None:
@@ -54,9 +56,10 @@ class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
             return cls(
                 name=name,
                 pid=pid,
-                started=process.create_time(),
+                started=process.create_time() - psutil.boot_time(),
                 command=command,
                 address=address,
+                boot=_boot(),
             )
         except psutil.Error:
             return None
@@ -64,7 +67,7 @@ class RoleProcess(msgspec.Struct, frozen=True, kw_only=True):
     def find(self) -> psutil.Process | None:
         """The process, if it lives and is still this one: pids are used again."""
         now = RoleProcess.of(self.name, self.pid)
-        if now is None or now.command != self.command:
+        if now is None or (now.command, now.boot) != (self.command, self.boot):
             return None
         if abs(now.started - self.started) > START_TOLERANCE_S:
             return None
@@ -87,6 +90,12 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 class _Holder(msgspec.Struct):
     pid: int
     url: str = ""
+
+    def __str__(self) -> str:
+        if not psutil.pid_exists(self.pid):
+            return "what a crash left behind: `agentos cleanup` ends that"
+        where = f", a cluster at {self.url}" if self.url else ""
+        return f"process {self.pid}{where}: stop that one, or choose another folder with --data"
 
 
 class DataFolder:
@@ -112,11 +121,7 @@ class DataFolder:
         except BlockingIOError:
             holder = self._holder()
             os.close(self.lock)
-            raise AddressTaken(
-                f"the data folder {self.path} is in use by process {holder.pid}"
-                + (f", a cluster at {holder.url}" if holder.url else "")
-                + ": stop that one, or choose another folder with --data"
-            ) from None
+            raise AddressTaken(f"the data folder {self.path} is in use by {holder}") from None
 
     def tell(self, url: str) -> None:
         """Note who has the folder, for the next one who asks.
@@ -142,6 +147,8 @@ class DataFolder:
             new.write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
             new.replace(self.path / "cluster.json")
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink()
             raise unusable(self.path, error) from error
 
     def forget(self) -> None:
@@ -170,6 +177,13 @@ class DataFolder:
             return msgspec.json.decode(os.pread(self.lock, 4096, 0), type=_Holder)
         except msgspec.DecodeError:
             return _Holder(pid=0)
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def unusable(path: Path, error: OSError) -> ConfigError:

@@ -14,7 +14,8 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +33,8 @@ START_S = 60.0
 """How long the cluster may take to be ready, the local model included."""
 KILL_AFTER_S = 2.0
 """How much longer than its own grace a role may take to stop."""
+RECORD_AGAIN_S = 5.0
+"""How long after `cluster.json` could not be written it is tried again."""
 ANY_PORT = "tcp://127.0.0.1:*"
 
 log = structlog.get_logger()
@@ -66,6 +69,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._model = LocalModelServer()
         self._starts = asyncio.Semaphore(os.cpu_count() or 1)
+        self._stale = asyncio.Event()
+        """Whether `cluster.json` is to be written again: a role has another process."""
         """An interpreter's start is all computing: more of them at once make each one late."""
         cluster = config.cluster
         self._store = [self._child("store", ANY_PORT)] if cluster.store_apart else []
@@ -113,6 +118,7 @@ class Supervisor:
         children = self._children
         model = asyncio.create_task(self._start_model())
         keepers = [asyncio.create_task(self._keep(child, model)) for child in children]
+        recorder = asyncio.create_task(self._keep_record())
         told = asyncio.create_task(self._signals.get())
         ready = asyncio.create_task(_all(child.ready.wait() for child in children))
         try:
@@ -130,9 +136,9 @@ class Supervisor:
                 _raise_first(keepers)
             return told.result()
         finally:
-            for task in (told, ready, *keepers):
+            for task in (told, ready, recorder, *keepers):
                 task.cancel()
-            await asyncio.gather(told, ready, *keepers, return_exceptions=True)
+            await asyncio.gather(told, ready, recorder, *keepers, return_exceptions=True)
             await self._stop()
             await self._stop_model(model)
             self._folder.forget()
@@ -196,10 +202,7 @@ class Supervisor:
                 await child.back_off()
             if await self._start(child):
                 log.warning("role_restarted", role=child.name, pid=child.pid, url=child.url)
-                try:
-                    self._write_record()
-                except ConfigError as error:  # a full disk must not end what still runs
-                    log.warning("record_not_written", role=child.name, error=str(error))
+                self._stale.set()
 
     async def _start(self, child: Child) -> bool:
         """Start a process for a role; returns whether it got ready."""
@@ -212,24 +215,39 @@ class Supervisor:
     async def _stop(self) -> None:
         """Proxies first, the store last: whoever is above hears how calls ended."""
         for group in (self._proxies, self._regions, self._gateways, self._store):
-            processes = [child.process for child in group if child.process is not None]
-            await self._end([p for p in processes if p.returncode is None])
+            processes = {child.name: child.process for child in group if child.process is not None}
+            await self._end({n: p for n, p in processes.items() if p.returncode is None})
 
-    async def _end(self, processes: Sequence[asyncio.subprocess.Process]) -> None:
-        for process in processes:
+    async def _end(self, processes: Mapping[str, asyncio.subprocess.Process]) -> None:
+        """End these, by the names of their roles."""
+        begun = time.monotonic()
+        for process in processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        gone = asyncio.create_task(_all(process.wait() for process in processes))
+        gone = asyncio.create_task(_all(process.wait() for process in processes.values()))
         impatient = asyncio.create_task(self._signals.get())
         grace_s = self._config.limits.stop_grace_s + KILL_AFTER_S
         await asyncio.wait([gone, impatient], timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
         impatient.cancel()
-        for process in processes:
+        for name, process in processes.items():
             if process.returncode is None:
-                log.error("role_killed", pid=process.pid, after_s=grace_s)
+                after_s = round(time.monotonic() - begun, 1)
+                log.error("role_killed", role=name, pid=process.pid, after_s=after_s)
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
         await gone
+
+    async def _keep_record(self) -> None:
+        """Write the record whenever it is stale, and again if that failed: a disk may be full."""
+        while True:
+            await self._stale.wait()
+            self._stale.clear()
+            try:
+                self._write_record()
+            except ConfigError as error:  # what still runs goes on
+                log.warning("record_not_written", error=str(error), again_s=RECORD_AGAIN_S)
+                await asyncio.sleep(RECORD_AGAIN_S)
+                self._stale.set()
 
     def _write_record(self) -> ClusterRecord:
         urls = tuple(gateway.url for gateway in self._gateways)

@@ -46,7 +46,7 @@ _WAYS_OUT: Mapping[str, str] = {
     "SQLITE_BUSY": "another process is using it; stop that one, or choose another file",
     "SQLITE_CANTOPEN": "check that the path is right and that this user may open it",
     "SQLITE_CORRUPT": "the file is damaged; restore it from a copy",
-    "SQLITE_FULL": "free some space, then start again",
+    "SQLITE_FULL": "free some space",
     "SQLITE_NOTADB": _NEW_FILE,
     "SQLITE_READONLY": "give this user the right to write the file and its directory",
 }

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+import psutil
 import pytest
 
 from agentos.cli import main
@@ -64,6 +66,18 @@ def test_cleanup(data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "nothing was left behind" in capsys.readouterr().out
     assert main(["cleanup", "--data", data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {}
+
+
+def test_a_process_is_known_again_when_the_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells of the boot by the wall clock; a process is told by what does not move."""
+    known = RoleProcess.of("up", os.getpid())
+    assert known is not None
+    booted = psutil._psplatform.boot_time()
+    monkeypatch.setattr(psutil._psplatform, "boot_time", lambda: booted + 10.0)
+    assert psutil.boot_time() == booted + 10.0
+    assert known.find() is not None
+    assert msgspec.structs.replace(known, boot="another").find() is None
+    assert msgspec.structs.replace(known, started=known.started - 1.0).find() is None
 
 
 def test_cleanup_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

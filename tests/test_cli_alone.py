@@ -3,6 +3,8 @@
 import io
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +130,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["name"] == "agentos-cluster"
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("agentos-cluster ")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_without_standard_streams(closed: str) -> None:
+    """A service may be started without them."""
+    for command in ("version", "check --help"):
+        shell = f'exec "$0" -m agentos {command} {closed}'
+        done = subprocess.run(["sh", "-c", shell, sys.executable], check=False, timeout=60)
+        assert done.returncode == 0
 
 
 def test_debug(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -20,10 +22,15 @@ from agentos import Client, Cluster, EchoAgent, Host, connect
 from agentos.agents.function import FunctionAgent
 from agentos.client import LOOK_S
 from agentos.core import messages as m
-from agentos.core.errors import ClusterUnreachable, LocalProtocolError, ResultTimeout
+from agentos.core.errors import (
+    ClusterUnreachable,
+    LocalProtocolError,
+    ResultTimeout,
+    StorageError,
+)
 from agentos.testing.transport_recorder import eventually
 from tests.clients import DIAMOND, RESULT, Gate, gated_cluster, one
-from tests.switches import FAST, TCP
+from tests.switches import FAST, TCP, Net, net
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +52,12 @@ def client(cluster: Cluster, gate: Gate) -> Iterator[Client]:
     with cluster.client() as made:
         yield made
         gate.opened.set()
+
+
+@pytest.fixture
+def world() -> Iterator[Net]:
+    with net() as made:
+        yield made
 
 
 # -- connecting -----------------------------------------------------------------------------------
@@ -288,3 +301,30 @@ def test_a_timeout_holds_without_a_gateway(
         assert time.monotonic() - begun < 2 * (0.5 + LOOK_S) + 1.0
         with pytest.raises(ClusterUnreachable, match=url):
             client.task(task.task_id).result()
+
+
+def test_a_gateway_whose_store_is_gone(world: Net) -> None:
+    """It is not said that nobody is there; and the key is, to submit the same task again."""
+    switch = world.switch("upper", limits=FAST)
+    switch.attach("gateway", lambda batch: None)
+    with Client(switch.listen(TCP), limits=FAST, timeout_s=0.5) as client:
+        with pytest.raises(
+            ClusterUnreachable, match=r"the gateway is there .* key 'auto-"
+        ) as caught:
+            client.submit(DIAMOND)
+        assert "agentos up" not in str(caught.value)
+        with pytest.raises(ClusterUnreachable, match=r"its store is down, or behind$"):
+            client.list()
+
+
+def test_a_refusal_that_comes_late_counts(
+    parts: Callable[[str], tuple[Host, str]], tmp_path: Path
+) -> None:
+    """A database that another process holds is refused after 5 s, when the client has asked again."""
+    _, url = parts(TCP)
+    with Client(url, limits=FAST, timeout_s=30.0) as client:
+        client.submit(DIAMOND)
+        with contextlib.closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StorageError, match="another process is using it"):
+                client.submit(DIAMOND)

@@ -86,14 +86,33 @@ def test_killed_roles(start: Callable[..., Up], data: str) -> None:
         return cluster.log.read_text().count('"role_restarted"') == len(killed)
 
     assert eventually(restarted)
-    now = json.loads((Path(data) / "cluster.json").read_text())
+    file = Path(data) / "cluster.json"
+    assert eventually(lambda: not pids(file) & set(killed.values()))
+    now = json.loads(file.read_text())
     assert [r["address"] for r in now["roles"]] == [r["address"] for r in record["roles"]]
-    assert not {r["pid"] for r in now["roles"]} & set(killed.values())
     assert main(["submit", DIAMOND, "--wait", "--url", record["url"]]) == 0
     events = [json.loads(line) for line in cluster.log.read_text().splitlines()]
     deaths = {e["role"]: e for e in events if e["event"] == "role_died"}
     assert {name: event["pid"] for name, event in deaths.items()} == killed
     assert deaths["proxy/r1/1"]["status"] == "was ended by SIGKILL"
+
+
+def pids(file: Path) -> set[int]:
+    """The processes of a `cluster.json`."""
+    return {found["pid"] for found in json.loads(file.read_text())["roles"]}
+
+
+def test_a_record_that_cannot_be_written(start: Callable[..., Up], data: str) -> None:
+    """As on a full disk: it is tried again, so that `restart` finds the processes of today."""
+    cluster, record = up(start, data)
+    in_the_way = Path(data) / "cluster.json.new"
+    in_the_way.mkdir()
+    killed = role(record, "proxy/r1/1")
+    os.kill(killed, signal.SIGKILL)
+    assert eventually(lambda: "record_not_written" in cluster.log.read_text())
+    assert killed in pids(Path(data) / "cluster.json")
+    in_the_way.rmdir()
+    assert eventually(lambda: killed not in pids(Path(data) / "cluster.json"))
 
 
 def test_a_lost_cluster(start: Callable[..., Up], data: str, tmp_path: Path) -> None:

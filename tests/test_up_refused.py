@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from agentos.cli import main
-from tests.processes import ANY, Up, refused, starter, up
+from tests.processes import ANY, Up, refused, role, starter, up
 
 pytestmark = pytest.mark.processes
 
@@ -33,6 +34,18 @@ def test_folder_in_use(start: Callable[..., Up], data: str) -> None:
     said = refused("up", "--data", data, "--listen", ANY)
     assert f"is in use by process {cluster.process.pid}" in said
     assert f"error: the data folder {data} is in use" in refused("gateway", "--data", data)
+
+
+def test_folder_of_a_crash(start: Callable[..., Up], data: str) -> None:
+    """Where what has the folder was left behind by a crash, the way out is another one."""
+    cluster, record = up(start, data)
+    os.kill(role(record, "gateway/main"), signal.SIGSTOP)  # it cannot see that its parent is gone
+    cluster.process.kill()
+    cluster.process.wait()
+    said = refused("up", "--data", data, "--listen", ANY)
+    assert "is in use by what a crash left behind: `agentos cleanup` ends that" in said
+    assert main(["cleanup", "--data", data]) == 0
+    start("up", "--data", data, "--listen", ANY, "--json").json()
 
 
 def test_port_taken(data: str) -> None:

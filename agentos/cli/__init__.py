@@ -2,7 +2,7 @@
 
 Exit codes: 0 it went well; 1 the task failed or was cancelled, or the cluster could not be kept
 running; 2 the command line, the configuration or the input is wrong; 3 no cluster answered, or
-not in time; 130 Ctrl-C, 143 SIGTERM, 141 when nobody reads the output any more (`up` and the roles
+not in time, or its database failed; 130 Ctrl-C, 143 SIGTERM, 141 when nobody reads the output any more (`up` and the roles
 stop in order and say 0). Errors are lines on standard error, `error: …`.
 """
 
@@ -26,6 +26,7 @@ from agentos.core import errors
 DISTRIBUTION = "agentos-cluster"
 FAILED, WRONG, UNREACHABLE, INTERRUPTED = 1, 2, 3, 130
 _DEBUG = "--debug"
+_CLIENTS = "Use a cluster"
 
 _COMMANDS: Mapping[str, Mapping[str, str]] = {
     "Run a cluster": {
@@ -38,7 +39,7 @@ _COMMANDS: Mapping[str, Mapping[str, str]] = {
         "restart": "roles:restart",
         "cleanup": "roles:cleanup",
     },
-    "Use a cluster": {
+    _CLIENTS: {
         "submit": "tasks:submit",
         "status": "tasks:status",
         "result": "tasks:result",
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         the exit code.
     """
+    _open_streams()
     logs.import_without_rich()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = _DEBUG in arguments
@@ -96,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.AgentOSError as error:
         if debug:
             traceback.print_exc()
-        return _complain(str(error), _exit_code(error))
+        return _complain(str(error), _exit_code(error, arguments[:1]))
     except Exception as error:
         if (interrupt := _interrupt_behind(error)) is not None:
             return _interrupted(interrupt)
@@ -105,6 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"{type(error).__name__}: {error}"
         return _complain(f"{what} (agentos --debug shows where)", FAILED)
     return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """A service may be started without standard streams; nothing else may take their places."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for the process's life
 
 
 def _interrupted(error: BaseException) -> int:
@@ -131,7 +140,8 @@ def _app(arguments: Sequence[str]) -> typer.Typer:
         epilog=(
             "Exit codes: 0 it went well; 1 the task failed or was cancelled, or the cluster could "
             "not be kept running; 2 bad usage, input or configuration; 3 no cluster answered, or "
-            "not in time; 130 Ctrl-C."
+            "not in time, or its database failed; 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the "
+            "output."
         ),
     )
     app.callback()(_about)
@@ -183,7 +193,9 @@ def version(as_json: Json = False) -> None:
         output.line(f"{DISTRIBUTION} {found}{' (compiled)' if compiled else ''}")
 
 
-def _exit_code(error: errors.AgentOSError) -> int:
+def _exit_code(error: errors.AgentOSError, command: Sequence[str]) -> int:
+    if isinstance(error, errors.StorageError) and {*command} <= {*_COMMANDS[_CLIENTS]}:
+        return UNREACHABLE  # a running cluster's database, which may be well again in a moment
     return next((code for kinds, code in _EXIT_CODES if isinstance(error, kinds)), FAILED)
 
 

@@ -54,8 +54,18 @@ class AsyncAsker:
         """When something last came, on the monotonic clock."""
         switch.attach(self.address, self._deliver)
 
-    async def ask(self, to: str, message: m.Message, timeout_s: float) -> m.Message:
+    def number(self) -> str:
+        """A `ref` for a question."""
+        return f"a{next(self._numbers)}"
+
+    async def ask(self, to: str, message: m.Message, timeout_s: float, ref: str = "") -> m.Message:
         """Send a question, and wait for its answer.
+
+        Args:
+            to: whom to ask.
+            message: what.
+            timeout_s: seconds to wait.
+            ref: the question's number, if it was asked before: an answer to that is one to this.
 
         Raises:
             TimeoutError: none came within `timeout_s` seconds.
@@ -63,7 +73,7 @@ class AsyncAsker:
             pykka.ActorDeadError: nobody has this address, or this side was closed.
             AgentOSError: whatever was answered instead.
         """
-        ref = f"a{next(self._numbers)}"
+        ref = ref or self.number()
         future: asyncio.Future[m.Message] = self._loop.create_future()
         if len(self._open) >= self._switch.limits.mailbox:
             oldest = self._open.pop(next(iter(self._open)))
