@@ -29,6 +29,7 @@ from agentos.core.region import RegionMachine
 from agentos.core.rows import joined
 from agentos.core.store import StoreMachine
 from agentos.runtime import turns
+from agentos.runtime.journal import Journal
 from agentos.runtime.mailbox import Batch, Mailbox
 from agentos.runtime.switch import Switch
 
@@ -75,6 +76,7 @@ class MachineActor(pykka.ThreadingActor):
         self._failures: deque[float] = deque(maxlen=MAX_FAILURES)
         self._gave_up = False
         self._log = log.bind(role=self.address)
+        self._journal = Journal(self._log)
         inbox = self._mailbox()
         # Not the bound method: the machine is another one after a failure.
         inbox.deadline = lambda: self._machine.next_deadline()  # noqa: PLW0108
@@ -125,6 +127,7 @@ class MachineActor(pykka.ThreadingActor):
             self._drained.set()
 
     def _send(self, out: Batch) -> None:
+        self._journal.note(out)
         self._switch.send(out)
 
     def _handle_all(self, turn: Iterable[m.Envelope], now: float) -> Batch:

@@ -65,6 +65,13 @@ class _Run:
         self.over = False
         """Whether its agent has let go of it."""
 
+    @property
+    def about(self) -> dict[str, object]:
+        """What a log says of it."""
+        call = self.call
+        epoch = str(call.epoch)
+        return {"role": self.key[0], "task_id": call.task_id, "epoch": epoch, "row": call.row}
+
     def end(self) -> None:
         """Its agent has let go of it."""
         self.over = True
@@ -188,7 +195,7 @@ class AgentRunner:
     def _start(self, invoke: m.Envelope, call: m.Call) -> None:
         key = (invoke.sender, call.task_id, call.epoch, call.row, call.attempt)
         if key in self._running or self._closing.is_set():
-            log.info("call_not_started", task_id=call.task_id, row=call.row)
+            log.info("call_not_started", role=key[0], task_id=call.task_id, row=call.row)
             return
         desk = self._desks.get(call.agent)
         if desk is None:
@@ -230,8 +237,7 @@ class AgentRunner:
         """Its agent does not let go: it keeps its place, but nobody waits for it any longer."""
         if self._is_revoked(run):
             return
-        task_id, row = run.call.task_id, run.call.row
-        log.warning("agent_does_not_let_go", agent=run.call.agent, task_id=task_id, row=row)
+        log.warning("agent_does_not_let_go", agent=run.call.agent, **run.about)
         seconds = time.monotonic() - run.begun
         late = results.result(run.invoke, run.call, _late(run), m.Usage(calls=1), seconds)
         self._answer(run.invoke, late)
@@ -295,20 +301,18 @@ class AgentRunner:
             usage = results.usage_of(answer)
             said = answer.value
             if call.schema is not None:
-                said = await self._validator.meet(
-                    said, call.schema, task_id=call.task_id, row=call.row
-                )
+                said = await self._validator.meet(said, call.schema, **run.about)
             outcome: str | AgentError = answers.encode(said, max_bytes=self._max_bytes)
         except AgentError as error:
             outcome = error
             if error.__cause__ is not None:
                 text = results.trace(error.__cause__)
-                log.debug("agent_raised", task_id=call.task_id, row=call.row, exception=text)
+                log.debug("agent_raised", **run.about, exception=text)
         except Exception as error:  # noqa: BLE001 (a call without a result would wait for ever)
             reason = f"agent {call.agent!r} answered what cannot be read: {answers.describe(error)}"
             outcome = AgentError(reason, retryable=False)
             text = results.trace(error)
-            log.warning("answer_unreadable", task_id=call.task_id, row=call.row, exception=text)
+            log.warning("answer_unreadable", **run.about, exception=text)
         return results.result(run.invoke, call, outcome, usage, time.monotonic() - run.begun)
 
     async def _ask(self, run: _Run, request: AgentRequest) -> AgentAnswer:
@@ -328,8 +332,7 @@ class AgentRunner:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             if run.expired and isinstance(error, TimeoutError):
                 raise _late(run) from None
-            kind, task_id, row = type(error).__name__, run.call.task_id, run.call.row
-            log.warning("agent_failed", task_id=task_id, row=row, error=kind)
+            log.warning("agent_failed", **run.about, error=type(error).__name__)
             reason = f"agent {agent.name!r} raised {answers.describe(error)}"
             raise AgentError(reason, retryable=True) from error
         finally:

@@ -353,6 +353,7 @@ class Switch:
             if holder := self._peers.route(hello.address):  # is it gone, or does it answer?
                 self._try(holder.send, [m.Envelope(m.NEIGHBOUR, m.NEIGHBOUR, m.Ping())])
             return m.Refused(code=error.code, reason=str(error))
+        self._log.info("child_came", address=hello.address, beside=hello.beside)
         if not hello.beside:
             self._up.announce(hello.address, hello.session)
         return m.Welcome(address=hello.address)
@@ -383,9 +384,8 @@ class Switch:
 
     def _protocol_error(self, connection: Connection | None, error: Exception) -> None:
         self.counters["protocol_errors"] += 1
-        self._log.warning(
-            "protocol_error", peer=connection.peer if connection else "", error=str(error)
-        )
+        peer = connection.peer if connection else ""
+        self._log.warning("protocol_error", peer=peer, error=str(error))
         if connection is None or self._up.of(connection) is not None:
             return
         errors = self._peers.erred(connection, time.monotonic())
