@@ -97,7 +97,10 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True):
 def run(
     spec: RoleSpec, report: Callable[[Ready], None], stop: queue.SimpleQueue[str] | None = None
 ) -> None:
-    """Run a role until SIGTERM, SIGINT or a word in `stop`; then stop it in order.
+    """Run a role until SIGTERM, SIGINT, SIGHUP or a word in `stop`; then stop it in order.
+
+    A second SIGINT does not wait for that. SIGTERM may well come twice: a service manager sends it to
+    every process of a service, and `agentos up` to its roles.
 
     Args:
         spec: which.
@@ -121,8 +124,15 @@ def run(
     gc.set_threshold(COLLECT_AFTER, *gc.get_threshold()[1:])
     stop = stop or queue.SimpleQueue()
     words = stop
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: words.put(STOPPED))
+
+    def asked(number: int, _frame: object) -> None:
+        words.put(STOPPED)
+        if number == signal.SIGINT:  # a second Ctrl-C does not wait
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` means it
+            signal.signal(number, asked)
     with contextlib.ExitStack() as stack:
         if spec.data:
             stack.enter_context(DataFolder(spec.data)).tell(spec.listen)

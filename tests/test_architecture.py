@@ -59,6 +59,7 @@ PURE = frozenset(
         "textwrap",
         "types",
         "typing",
+        "zlib",
     }
 )
 """All that the core may import from outside: nothing with threads, sockets, clocks, files, chance."""

@@ -66,6 +66,28 @@ def test_the_gateway_may_come_later(start: Callable[..., Up], data: str, tmp_pat
     assert region.json()["role"] == "region/eu"
 
 
+def test_a_proxy_below_somebody_else(start: Callable[..., Up], data: str) -> None:
+    """A proxy that dials a gateway, or another region, is refused: nobody would give it anything."""
+    gateway = start("gateway", "--listen", ANY, "--data", data, "--json").json()
+    region = start("region", "eu", "--gateway", gateway["url"], "--json").json()
+    for url, said in (
+        (gateway["url"], "'proxy/us/1' is a child of 'region/us', not of 'gateway/main'"),
+        (region["url"], "'region/eu' cannot host 'proxy/us/1'"),
+    ):
+        assert said in refused("proxy", "us/1", "--region-url", url, "--log-level", "error")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_role_stops_in_order(start: Callable[..., Up], data: str, number: signal.Signals) -> None:
+    """As `up` does; and a service manager may say it twice."""
+    gateway = start("gateway", "--listen", ANY, "--data", data, "--json")
+    gateway.json()
+    gateway.process.send_signal(number)
+    gateway.process.send_signal(number)
+    assert gateway.process.wait(timeout=30) == 0
+    assert "role_stops" in gateway.log.read_text()
+
+
 @pytest.mark.parametrize("arguments", [("region", "a/b"), ("proxy", "eu", "--region-url", ANY)])
 def test_names(arguments: tuple[str, ...]) -> None:
     """A name that is none of a region or proxy is refused."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import pytest
 import zmq
+from structlog.testing import capture_logs
 
 from agentos.core import messages as m
 from agentos.core.errors import AddressTaken, LocalProtocolError, Overloaded
@@ -325,6 +326,25 @@ def test_orders_are_kept_across_the_moment_of_going_up(world: Net) -> None:
     assert uplink.wait_up(10)
     got = [taken.get(timeout=10).message.value for _ in range(sent)]  # type: ignore[union-attr]
     assert got == list(range(sent))
+
+
+def test_other_limits_are_noticed(world: Net) -> None:
+    """Roles that wait for each other for different times take the living for dead: a warning."""
+    other = msgspec.structs.replace(FAST, heartbeat_s=7.0)
+    alike = msgspec.structs.replace(FAST, stop_grace_s=77.0)  # which is each role's own
+    parent = world.switch("parent", alone=True)
+    parent.attach("region/eu", lambda batch: None)
+    url = parent.listen(TCP)
+    with capture_logs() as lines:
+        for name, limits in (("proxy/eu/1", FAST), ("proxy/eu/2", other), ("proxy/eu/3", alike)):
+            child = world.switch(name, limits=limits, alone=True)
+            child.attach(name, lambda batch: None)
+            assert child.connect([url]).wait_up(10)
+        client = world.switch("client", limits=other, alone=True)
+        client.attach("client/c", lambda batch: None)
+        assert client.connect([url]).wait_up(10)
+    warned = [line["address"] for line in lines if line["event"] == "limits_differ"]
+    assert set(warned) == {"proxy/eu/2"}
 
 
 def test_closing_is_prompt(world: Net) -> None:

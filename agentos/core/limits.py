@@ -6,6 +6,8 @@ Nothing in Agent OS grows without one of these. Over a bound the answer is a typ
 
 from __future__ import annotations
 
+import zlib
+
 import msgspec
 
 from agentos.core.errors import ConfigError
@@ -120,6 +122,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def idle_beat_s(self) -> float:
         """Seconds between the heartbeats of a proxy that has nothing to do."""
         return self.heartbeat_s * self.idle_heartbeats
+
+    def fingerprint(self) -> str:
+        """The same for limits that a cluster's roles may have together: all but `stop_grace_s`."""
+        alike = msgspec.structs.replace(self, stop_grace_s=1.0)
+        return f"{zlib.crc32(msgspec.json.encode(alike)):08x}"
 
     def check(self) -> Limits:
         """Return these limits if they fit together.

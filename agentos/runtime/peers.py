@@ -7,10 +7,14 @@ import threading
 from collections.abc import Collection, Mapping
 from typing import Final
 
+import structlog
+
 from agentos.core import messages as m
 from agentos.core.errors import AddressTaken, Overloaded, RemoteProtocolError
 from agentos.core.limits import Limits
 from agentos.core.ports import Connection
+
+log = structlog.get_logger()
 
 NAMES_PER_CHILD: Final = 65_536
 """A gateway below a store brings the names of all its clients, regions and proxies."""
@@ -37,6 +41,14 @@ def may_greet(address: str) -> bool:
     """Whether a child may say hello under this name at all: `region/eu` is one, `store` is not."""
     role = m.role_of(address)
     return role == "actor" or address.count("/") + 1 == _PARTS.get(role)
+
+
+def _check_parent(address: str, above: Collection[str]) -> None:
+    """Refuse a proxy that has dialled somebody else than its region: nobody would give it anything."""
+    roles = [name for name in above if m.role_of(name) in _HOSTS]
+    if m.role_of(address) == "proxy" and roles and m.region_of(address) not in above:
+        reason = f"{address!r} is a child of {m.region_of(address)!r}, not of {roles[0]!r}"
+        raise RemoteProtocolError(reason)
 
 
 def may_host(host: str, address: str) -> bool:
@@ -93,6 +105,7 @@ class Peers:
         rests_s = limits.idle_beat_s * limits.suspect_after
         self._forget_s = FORGET_AFTER * self._patience_s + rests_s
         self._max = limits.max_children
+        self._limits = limits.fingerprint()
         self._lock = threading.Lock()
         self._peers: dict[Connection, Peer] = {}
         self._routes: dict[str, Route] = {}
@@ -167,6 +180,8 @@ class Peers:
             if hello.host is not None and hello.host not in peer.names:
                 return False
             self._check(peer, hello.address, above)
+            if not (hello.beside or peer.names):
+                _check_parent(hello.address, above)
             route = self._routes.get(hello.address)
             if hello.beside:
                 if route is None or route.session != hello.session:
@@ -177,6 +192,8 @@ class Peers:
                 if route is not None:
                     self._take_over(route, connection, hello, now)
                 self._routes[hello.address] = Route(connection, hello.session)
+            if hello.limits not in {"", self._limits}:
+                log.warning("limits_differ", address=hello.address)  # it may be taken for dead
             if not peer.names:
                 peer.first = hello.address
             peer.names.add(hello.address)

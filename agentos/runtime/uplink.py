@@ -317,7 +317,9 @@ class Uplink:
     def _hello(self, address: str, session: str) -> m.Hello:
         host = self._first if address != self._first else None
         beside = self._beside is not None
-        return m.Hello(address=address, session=session, host=host, beside=beside)
+        is_role = m.role_of(address) in {"gateway", "region", "proxy"}
+        limits = self._limits.fingerprint() if is_role and host is None else ""
+        return m.Hello(address=address, session=session, host=host, beside=beside, limits=limits)
 
     def _hold_back(self, envelopes: Sequence[m.Envelope]) -> None:
         waiting = len(self._waiting)

@@ -37,6 +37,8 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     come back below us while greetings are on their way: without it the parent would take the first
     that arrives for what the process is.
 
+    `limits`: a fingerprint of a role's own limits, so that different ones are noticed.
+
     `beside`: this connection is a second, shorter way to a process that is known here by another
     one; the session proves it. Answers take the way over which was asked last.
     """
@@ -45,6 +47,7 @@ class Hello(Message, frozen=True, kw_only=True, omit_defaults=True):
     session: Annotated[str, Meta(min_length=16, max_length=64)]
     host: Address | None = None
     beside: bool = False
+    limits: Annotated[str, Meta(max_length=16)] = ""
 
 
 class Welcome(Message, frozen=True, kw_only=True):
