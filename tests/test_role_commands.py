@@ -80,7 +80,9 @@ def test_a_proxy_below_somebody_else(start: Callable[..., Up], data: str) -> Non
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_role_stops_in_order(start: Callable[..., Up], data: str, number: signal.Signals) -> None:
     """As `up` does; and a service manager may say it twice."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests may ignore it
     gateway = start("gateway", "--listen", ANY, "--data", data, "--json")
+    signal.signal(signal.SIGHUP, before)
     gateway.json()
     gateway.process.send_signal(number)
     gateway.process.send_signal(number)

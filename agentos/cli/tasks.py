@@ -156,10 +156,10 @@ def _print_cluster(info: m.ClusterInfo, *, as_json: bool) -> None:
     for region in info.regions:
         state = "alive" if region.alive else f"silent for {region.silent_s:.1f} s"
         rows.append((region.address, state, region.tasks, "", ""))
-        rows += [
-            (p.address, "alive" if p.alive else "silent", p.tasks, p.calls, " ".join(p.agents))
-            for p in region.proxies
-        ]
+        for p in region.proxies:
+            known = "alive" if p.alive else "silent"
+            state = known if region.alive else "unknown"
+            rows.append((p.address, state, p.tasks, p.calls, " ".join(p.agents)))
     output.table(("role", "state", "tasks", "calls", "agents"), rows)
     counted = [(info.gateway, info.counters), *((r.address, r.counters) for r in info.regions)]
     events = [(role, *event) for role, counters in counted for event in sorted(counters.items())]
