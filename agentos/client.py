@@ -157,7 +157,7 @@ class AsyncClient:
 
         Raises:
             GraphError: the description cannot be run; the message names the place.
-            KeyConflict: the key was used for another description.
+            KeyConflict: the key was used for another `task_type`, or another text of the description.
             AgentNotOffered: with `require_agents`, nobody offers an agent that it needs.
             Overloaded: the cluster is full, and was still full when the timeout was over.
             StorageError: the database failed; nothing was accepted.
@@ -196,7 +196,18 @@ class AsyncClient:
         before: int = 0,
         limit: int = 100,
     ) -> list[m.TaskInfo]:
-        """Tasks, newest first, with ids below `before` (0: from the newest); at most 1,000."""
+        """Tasks, newest first, without their responses.
+
+        Args:
+            user_id: of this user alone.
+            state: in this state alone.
+            before: with ids below it; 0 begins with the newest.
+            limit: how many at most, 1 to 1,000.
+
+        Raises:
+            LocalProtocolError: an argument is none of these.
+            ClusterUnreachable: no answer came in time.
+        """
         question = self._message(
             m.ListTasks, user_id=user_id, state=state, before=before, limit=limit
         )

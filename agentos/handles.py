@@ -34,6 +34,9 @@ class AsyncTask:
     async def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the end, and return the task's output.
 
+        Args:
+            timeout_s: seconds to wait; for ever if None.
+
         Raises:
             ResultTimeout: it did not end in time; it goes on.
             TaskFailed: a node failed; the message names it.
@@ -44,15 +47,33 @@ class AsyncTask:
         return response_of(await self.wait(timeout_s))["output"]
 
     async def wait(self, timeout_s: float | None = None) -> m.Ended:
-        """Wait for the end, whatever it is. Raises `ResultTimeout` and `TaskNotFound`."""
+        """Wait for the end, whatever it is.
+
+        Args:
+            timeout_s: seconds to wait; for ever if None.
+
+        Raises:
+            ResultTimeout, TaskNotFound, ClusterUnreachable: as `result` does.
+        """
         return await self._client._end(self.task_id, timeout_s)
 
     def watch(self, timeout_s: float | None = None) -> AsyncGenerator[m.Event | m.Ended, None]:
-        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed."""
+        """Progress as it happens, the last being `Ended`. Events are hints: some may be missed.
+
+        Args:
+            timeout_s: seconds after which `ResultTimeout` is raised; never if None.
+
+        Raises:
+            ResultTimeout, TaskNotFound, ClusterUnreachable: as `result` does, when it is iterated.
+        """
         return self._client._follow(self.task_id, timeout_s)
 
     async def progress(self) -> list[m.SavedRow]:
-        """Every row that has been saved for the task."""
+        """Every row that has been saved for the task, in order of their names.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
         rows: list[m.SavedRow] = []
         while True:
             after = rows[-1].node_id if rows else ""
@@ -63,7 +84,11 @@ class AsyncTask:
                 return rows
 
     async def cancel(self) -> m.State:
-        """End it now, and abort its calls; returns the terminal state that it has."""
+        """End it now, and abort its calls; returns the terminal state that it has.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
         question = self._client._message(m.Cancel, task_id=self.task_id)
         return (await self._client._request(m.GATEWAY, question, m.Cancelled)).state
 

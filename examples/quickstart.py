@@ -1,7 +1,7 @@
 """Agent OS as a library: a cluster in this process, Python functions and a model as agents.
 
-Run it with `python examples/quickstart.py`. With the `local` extra the model is a small real one
-on this machine; with OPENAI_API_KEY set, name one of OpenAI's in place of it.
+Run it with `python examples/quickstart.py`. In the `.venv` of `make demo` the model is a small real
+one on this machine; with OPENAI_API_KEY set, name one of OpenAI's in place of it.
 """
 
 from agentos import Cluster, OpenAIAgent, agent
