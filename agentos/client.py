@@ -152,8 +152,7 @@ class AsyncClient:
             user_id: whose task it is.
             task_type: a label of yours.
             key: makes it idempotent: the same user and key name the same task.
-            require_agents: refuse the task if no living proxy offers its agents, instead of
-                letting it wait for one.
+            require_agents: refuse the task, instead of letting it wait, if nobody offers its agents.
 
         Raises:
             GraphError: the description cannot be run; the message names the place.
@@ -161,8 +160,8 @@ class AsyncClient:
             AgentNotOffered: with `require_agents`, nobody offers an agent that it needs.
             Overloaded: the cluster is full, and was still full when the timeout was over.
             StorageError: the database failed; nothing was accepted.
-            ClusterUnreachable: no answer came in time. Whether the task was accepted is not known:
-                the message has the key under which it can be submitted again.
+            ClusterUnreachable: no answer came in time. Whether it was accepted is not known: the
+                message has the key to submit it again with.
             LocalProtocolError: an argument cannot be sent.
         """
         text = task_description if isinstance(task_description, str) else text_of(task_description)
