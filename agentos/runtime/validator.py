@@ -139,11 +139,12 @@ class Validator:
                 verdict = self._waiting.popleft().verdict
                 if not verdict.done():  # nobody may want it any more
                     verdict.set_result(msgspec.json.decode(line, type=Verdict))
+            return await process.wait()
         finally:
             self._process = None
-            _kill(process)
-            status = await process.wait()
-        return status
+            if process.returncode is None:  # we are cancelled
+                _kill(process)
+                await process.wait()
 
     async def _line(self, process: asyncio.subprocess.Process) -> bytes:
         """What it says next; b"" at its end, which is brought about if it is idle or stuck."""
@@ -168,6 +169,7 @@ class Validator:
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
+    """End it, if it lives; of one that has died it takes the status away (`Popen.poll`)."""
     with contextlib.suppress(ProcessLookupError):
         process.kill()
 
