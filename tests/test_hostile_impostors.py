@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import orjson
 import pytest
 
 from agentos import Client, Cluster, EchoAgent
+from agentos.core import messages as m
+from agentos.core.epoch import Epoch
 from agentos.core.routes import KINDS, allowed
 from agentos.runtime.switch import Switch
 from agentos.testing.transport_recorder import eventually
@@ -314,3 +317,26 @@ def test_invented_epochs(attack: Callable[..., Attacker]) -> None:
         kind, answer = evil.hear()
         assert (kind, answer["granted"]) == ("claimed", False)
     assert newest(spy) == (task_id, epoch)
+
+
+@pytest.mark.parametrize("sender", ["region/r1", "proxy/r1/1"])
+def test_an_end_comes_from_the_gateway_or_not_at_all(sender: str) -> None:
+    """Who ran a task cannot tell its client of an end that is not recorded."""
+
+    async def go(cluster: Cluster) -> None:
+        async with cluster.async_client() as client:
+            task = await client.submit({"nodes": {"a": {"agent": "echo", "prompt": "true"}}})
+            asker = client._asker
+            assert asker is not None
+            invented = m.Ended(
+                task_id=task.task_id,
+                epoch=Epoch(1, 1),
+                state="succeeded",
+                response='{"output": "invented"}',
+            )
+            switch = cluster.host.switch(sender)
+            switch.send([m.Envelope(asker.address, sender, invented)])
+            assert await task.result(20) == "true"
+
+    with Cluster([EchoAgent(delay_s=0.5)]) as cluster:
+        asyncio.run(go(cluster))
