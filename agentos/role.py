@@ -168,6 +168,10 @@ def _start(host: Host, spec: RoleSpec) -> str:
     if kind == "region":
         return host.region(name, spec.listen, spec.parents)
     if kind == "proxy":
+        if not spec.agents:
+            import structlog
+
+            structlog.get_logger().warning("proxy_offers_nothing", role=spec.role)
         region, _, own = name.partition("/")
         host.proxy(region, own, spec.parents, shortcuts=spec.shortcuts)
         return ""
