@@ -18,7 +18,7 @@ COMPILED = {
         "graph holdings jsontext liveness loading placement places prepared proxy region rooms routes "
         "rows scheduling store taskrun timers weight"
     ),
-    "runtime": "asking links mailbox peers results switch turns uplink wire",
+    "runtime": "asking journal links mailbox peers results switch turns uplink wire",
 }
 
 
