@@ -1,7 +1,8 @@
 """What makes an answer usable: strict JSON, bounded.
 
-Shared by every agent and by the runner; `agentos.schemas` has the shape that a node asks for. A value that passes here can be stored, sent and read
-back; see `agentos.core.jsontext` for why each thing that is refused is refused.
+Shared by every agent and by the runner; `agentos.schemas` has the shape that a node asks for. A
+value that passes here can be stored, sent and read back; see `agentos.core.jsontext` for why each
+thing that is refused is refused.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Exit codes: 0 it went well; 1 the task failed or was cancelled, or the cluster could not be kept
 running; 2 the command line, the configuration or the input is wrong; 3 no cluster answered, or
-not in time, or its database failed; 130 Ctrl-C, 143 SIGTERM, 141 when nobody reads the output any more (`up` and the roles
-stop in order and say 0). Errors are lines on standard error, `error: …`.
+not in time, or its database failed; 130 Ctrl-C, 143 SIGTERM, 141 when nobody reads the output any
+more (`up` and the roles stop in order and say 0). Errors are lines on standard error, `error: …`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.AgentOSError as error:
         if debug:
             traceback.print_exc()
-        return _complain(str(error), _exit_code(error, arguments[:1]))
+        return _complain(str(error), _exit_code(error, next(iter(arguments), "")))
     except Exception as error:
         if (interrupt := _interrupt_behind(error)) is not None:
             return _interrupted(interrupt)
@@ -193,8 +193,8 @@ def version(as_json: Json = False) -> None:
         output.line(f"{DISTRIBUTION} {found}{' (compiled)' if compiled else ''}")
 
 
-def _exit_code(error: errors.AgentOSError, command: Sequence[str]) -> int:
-    if isinstance(error, errors.StorageError) and {*command} <= {*_COMMANDS[_CLIENTS]}:
+def _exit_code(error: errors.AgentOSError, command: str) -> int:
+    if isinstance(error, errors.StorageError) and command in _COMMANDS[_CLIENTS]:
         return UNREACHABLE  # a running cluster's database, which may be well again in a moment
     return next((code for kinds, code in _EXIT_CODES if isinstance(error, kinds)), FAILED)
 

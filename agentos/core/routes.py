@@ -6,6 +6,7 @@ process, before anything decodes its body (`RemoteProtocolError`).
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -92,17 +93,14 @@ _TABLE: Sequence[tuple[type[m.Message], Roles, Roles]] = (
 )
 """Each of these roles may send this kind of message to each of those; some kinds have several rows."""
 
-
-def _pairs(kind: type[m.Message]) -> frozenset[tuple[str, str]]:
-    """Every pair of roles between which messages of a kind may travel."""
-    rows = [(senders, targets) for one, senders, targets in _TABLE if one is kind]
-    return frozenset(
-        (sender, to) for senders, targets in rows for sender in senders for to in targets
-    )
-
-
 ROUTES: Mapping[type[m.Message], frozenset[tuple[str, str]]] = {
-    kind: _pairs(kind) for kind, _, _ in _TABLE
+    kind: frozenset(
+        way
+        for one, senders, targets in _TABLE
+        if one is kind
+        for way in itertools.product(senders, targets)
+    )
+    for kind, _, _ in _TABLE
 }
 """Who may send each kind of message to whom, as pairs of roles."""
 

@@ -33,7 +33,7 @@ MAY_HOST: Final[Mapping[str, frozenset[str]]] = {
 _PARTS: Final[Mapping[str, int]] = {"gateway": 2, "region": 2, "proxy": 3, "client": 2}
 """How many parts a role's name has: what takes a name apart relies on it."""
 
-_HOSTS: Final = frozenset({"gateway", "region", "proxy"})
+HOSTS: Final = frozenset({"gateway", "region", "proxy"})
 """Roles that say what a process is."""
 
 
@@ -45,7 +45,7 @@ def may_greet(address: str) -> bool:
 
 def _check_parent(address: str, above: Collection[str]) -> None:
     """Refuse a proxy that has dialled somebody else than its region: nobody would give it anything."""
-    roles = [name for name in above if m.role_of(name) in _HOSTS]
+    roles = [name for name in above if m.role_of(name) in HOSTS]
     if m.role_of(address) == "proxy" and roles and m.region_of(address) not in above:
         reason = f"{address!r} is a child of {m.region_of(address)!r}, not of {roles[0]!r}"
         raise RemoteProtocolError(reason)
@@ -276,7 +276,7 @@ class Peers:
             raise RemoteProtocolError(f"{address!r} is not a name that a child can have")
         first = peer.first if peer.names else address
         # A client's or an actor's name in the greeted process restricts nobody below it.
-        hosts = [first, *(name for name in above if m.role_of(name) in _HOSTS)]
+        hosts = [first, *(name for name in above if m.role_of(name) in HOSTS)]
         for host in hosts:
             if not may_host(host, address):
                 raise RemoteProtocolError(f"{host!r} cannot host {address!r}")

@@ -16,6 +16,7 @@ from agentos.core.errors import AgentOSError, LocalProtocolError, Overloaded, Re
 from agentos.core.limits import Limits
 from agentos.core.ports import Connection, Receiver
 from agentos.registry import Transports
+from agentos.runtime.peers import HOSTS
 from agentos.runtime.wire import open_sealed
 
 ALONG = 0.75
@@ -317,8 +318,8 @@ class Uplink:
     def _hello(self, address: str, session: str) -> m.Hello:
         host = self._first if address != self._first else None
         beside = self._beside is not None
-        is_role = m.role_of(address) in {"gateway", "region", "proxy"}
-        limits = self._limits.fingerprint() if is_role and host is None else ""
+        is_role = host is None and m.role_of(address) in HOSTS
+        limits = self._limits.fingerprint() if is_role else ""
         return m.Hello(address=address, session=session, host=host, beside=beside, limits=limits)
 
     def _hold_back(self, envelopes: Sequence[m.Envelope]) -> None:

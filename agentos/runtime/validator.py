@@ -70,8 +70,11 @@ class Validator:
             AgentError: it is no JSON value, or the schema cannot be used or takes too long (not
                 retryable); or the process was lost to something else (retryable).
         """
-        answers.check(value, max_bytes=self._max_bytes)
-        text = answers.encode(value, max_bytes=_ESCAPED * self._max_bytes).encode()
+        most = self._max_bytes
+        if isinstance(value, str):
+            answers.check(value, max_bytes=most)
+            most *= _ESCAPED  # what is read of it may be shorter by its quotation marks
+        text = answers.encode(value, max_bytes=most).encode()
         question = Question(schema, msgspec.Raw(text), self._max_bytes)
         try:
             verdict = await self._ask(msgspec.json.encode(question) + b"\n")
